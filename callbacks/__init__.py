@@ -1,0 +1,9 @@
+"""Lightning callbacks that show, score and save what the editor does; recipes name them by class path."""
+
+from .ema import TrainableEMA
+from .evaluation_report import EvaluationReport
+from .history_csv import MetricsCSV
+from .image_grid import ImageGrid
+from .prediction_writer import PredictionWriter
+
+__all__ = ["EvaluationReport", "ImageGrid", "MetricsCSV", "PredictionWriter", "TrainableEMA"]

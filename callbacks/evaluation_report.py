@@ -1,0 +1,88 @@
+"""metrics.json and report.html from `validate` and `test`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from fp_lightning.metrics import EditMetrics
+from fp_lightning.report import ReportSample, write_metrics, write_report
+from fp_lightning.types import EditBatch
+
+
+class EvaluationReport(Callback):
+    """Writes `<run>/metrics.json` and `<run>/report.html` after `validate` or `test`, never while fitting.
+
+    The module has updated its attribute `edit_metrics` in each step, and returns the images it scored under
+    "edited", float [b, 3, h, w] in [-1, 1]. The run is the trainer's default root folder.
+
+    Args:
+        max_samples: images in the report, the first of the main process.
+        signal: which row of the paper's Table 1 stands beside the metrics; None shows all.
+    """
+
+    def __init__(self, max_samples: int = 24, signal: Literal["sketch", "coarse", "points"] | None = None) -> None:
+        self.max_samples, self.signal = max_samples, signal
+        self._samples: list[ReportSample] = []
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._samples = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: EditBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        room = self.max_samples - len(self._samples)
+        alone = trainer.state.fn in ("validate", "test") and trainer.is_global_zero
+        if alone and room > 0 and isinstance(outputs, dict) and outputs.get("edited") is not None:
+            self._samples += ReportSample.of(outputs["edited"], batch, room)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn not in ("validate", "test"):
+            return
+        edit_metrics = pl_module.edit_metrics
+        assert isinstance(edit_metrics, EditMetrics)
+        metrics = edit_metrics.compute()  # in every process: it gathers
+        if not trainer.is_global_zero:
+            return
+        scores = edit_metrics.per_sample()
+        for sample in self._samples:
+            sample.scores = scores.get(sample.name, {})
+        run = Path(trainer.default_root_dir)
+        settings = {"run": run, "checkpoint": trainer.ckpt_path, "signal": self.signal}
+        write_metrics(run, metrics)
+        report = write_report(
+            run,
+            metrics,
+            self._samples,
+            title=f"Evaluation of {run.resolve().name}",
+            settings={key: value for key, value in settings.items() if value is not None},
+        )
+        _show(metrics, report)
+        self._samples = []
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
+
+def _show(metrics: dict[str, Any], report: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", title=f"{metrics['n']} edited images", title_justify="left")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.3f}")
+    for name in metrics["not_measured"]:
+        table.add_row(name, "not measured", style="dim")
+    Console().print(table)
+    print(f"Report: {report}")

@@ -1,0 +1,55 @@
+"""Edited images beside their targets, once per validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from fp_lightning.report import ReportSample, contact_sheet, encode, write_atomic
+from fp_lightning.types import EditBatch
+
+
+class ImageGrid(Callback):
+    """Writes `<run>/samples/step-000123.png` while fitting: source | signal | edited | target, a row per sample.
+
+    The images are what `validation_step` returns under "edited", float [b, 3, h, w] in [-1, 1]; a validation
+    that returns none writes nothing. The run is the trainer's default root folder.
+
+    Args:
+        every_n_val: write at the first validation and then at every n-th.
+        max_samples: rows of one sheet, the first samples of the main process.
+    """
+
+    def __init__(self, every_n_val: int = 1, max_samples: int = 8) -> None:
+        self.every_n_val, self.max_samples = every_n_val, max_samples
+        self._validations = 0
+        self._samples: list[ReportSample] = []
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._samples = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: EditBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        room = self.max_samples - len(self._samples)
+        if self._wanted(trainer) and room > 0 and isinstance(outputs, dict) and outputs.get("edited") is not None:
+            self._samples += ReportSample.of(outputs["edited"], batch, room)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._wanted(trainer) and self._samples:
+            path = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}.png"
+            write_atomic(path, encode(contact_sheet(self._samples)))
+        self._validations += not trainer.sanity_checking
+        self._samples = []
+
+    def _wanted(self, trainer: Trainer) -> bool:
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        return fitting and trainer.is_global_zero and self._validations % self.every_n_val == 0

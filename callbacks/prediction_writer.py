@@ -1,0 +1,59 @@
+"""Predicted edits as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+from fp_lightning.report import encode, write_atomic
+from fp_lightning.types import EditBatch, to_uint8
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes every edit to `<out>/NAME.png`, at the size of the user's own image (`EditBatch.full_size`).
+
+    `predict_step` returns float [b, 3, h, w] in [-1, 1]; resizing is bicubic and antialiased, before rounding.
+
+    Args:
+        out: folder; by default `predictions` in the run, the trainer's default root folder.
+    """
+
+    def __init__(self, out: str | None = None) -> None:
+        super().__init__("batch")
+        self.out = out
+        self._written = 0
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._written = 0
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Tensor,
+        batch_indices: Sequence[int] | None,
+        batch: EditBatch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        for i, (name, image) in enumerate(zip(batch.name, prediction.float(), strict=True)):
+            size = batch.full_size[i] if batch.full_size else image.shape[-2:]
+            if tuple(size) != tuple(image.shape[-2:]):
+                image = F.interpolate(image[None], tuple(size), mode="bicubic", antialias=True)[0]
+            write_atomic(self._folder(trainer) / f"{name}.png", encode(to_uint8(image).cpu()))
+            self._written += 1
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        count = torch.tensor(float(self._written), device=pl_module.device)
+        total = int(trainer.strategy.reduce(count, reduce_op="sum"))
+        if trainer.is_global_zero:
+            print(f"{total} edited image{'s' * (total != 1)} in {self._folder(trainer)}")
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.out) if self.out else Path(trainer.default_root_dir) / "predictions"

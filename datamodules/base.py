@@ -1,0 +1,199 @@
+"""What all editing signals share: splits by video, one sample maker, one loader factory, the predict folder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Any, Literal
+
+import cv2
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.inputs import InputImage, list_inputs
+from datamodules.splits import SPLITS, EpochSampler, Split, split_videos, spread
+from fp_lightning.errors import InputError
+from fp_lightning.shards import PairStore
+from fp_lightning.types import EditBatch, VideoPair, to_unit_range
+
+STAGES: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
+
+
+class EditDataModule(L.LightningDataModule, ABC):
+    """Stored pairs as edits. A subclass says what the editing signal is, and how a user's is read.
+
+    Args:
+        pairs: folder that `fp-lightning pairs` wrote; not needed to predict.
+        size: (height, width) in pixels at which the network works.
+        batch_size: samples per batch.
+        num_workers: loader processes; results do not depend on it.
+        val_fraction: share of the videos that validate; 0 for none.
+        test_fraction: share of the videos that test; 0 for none.
+        seed: decides the splits, the order and every random signal.
+        inputs: folder of the user's images and signals, for predict.
+        limit_pairs: at most so many pairs per split, spread evenly over it.
+        overfit: train, val and test on the same pairs (all, or `limit_pairs` of them).
+        flip: mirror a training pair left to right with probability one half.
+    """
+
+    def __init__(
+        self,
+        pairs: str | None = None,
+        size: tuple[int, int] = (320, 512),
+        batch_size: int = 4,
+        num_workers: int = 0,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        seed: int = 0,
+        inputs: str | None = None,
+        limit_pairs: int | None = None,
+        overfit: bool = False,
+        flip: bool = False,
+    ) -> None:
+        super().__init__()
+        self.pairs, self.size, self.batch_size, self.num_workers = pairs, size, batch_size, num_workers
+        self.fractions = {"val": val_fraction, "test": test_fraction}
+        self.seed, self.inputs, self.limit_pairs, self.overfit, self.flip = seed, inputs, limit_pairs, overfit, flip
+        self.store: PairStore | None = None
+        self.indices: dict[Split, list[int]] = {}  # of the store
+        self.images: list[InputImage] = []
+
+    @abstractmethod
+    def control(self, pair: VideoPair, index: int) -> Tensor | None:
+        """The dense signal of a pair, float [3, h, w] in [0, 1]; `index` with `seed` decides its randomness."""
+
+    @abstractmethod
+    def read_signal(self, image: InputImage) -> dict[str, Any]:
+        """The user's own signal: fields of `EditBatch` for the network's size, b = 1."""
+
+    def setup(self, stage: str) -> None:
+        """Raises InputError: no pairs, too few videos for the splits, or an unusable predict folder."""
+        if stage == "predict":
+            self.images = list_inputs(self.inputs)
+            for image in self.images:  # every problem shows before the network runs
+                self.read_signal(image)
+            return
+        if not self.indices:
+            self._split()
+        for split in STAGES[stage]:
+            if split != "val" or stage == "validate":
+                self._require(split)
+
+    def _split(self) -> None:
+        if self.pairs is None:
+            raise InputError(
+                "data.pairs is not set; give it the folder that `fp-lightning pairs VIDEOS --out DIR` wrote"
+            )
+        self.store = PairStore(self.pairs)
+        videos = self.store.videos
+        if self.overfit:
+            self.indices = dict.fromkeys(SPLITS, spread(range(len(videos)), self.limit_pairs))
+            return
+        parts = split_videos(sorted(set(videos)), self.fractions["val"], self.fractions["test"], self.seed)
+        for split, names in parts.items():
+            members = set(names)
+            self.indices[split] = spread([i for i, name in enumerate(videos) if name in members], self.limit_pairs)
+
+    def _require(self, split: Split) -> None:
+        if not self.length(split):
+            raise InputError(
+                f"there is nothing to {split} on; set data.{split}_fraction above 0 or data.overfit to true"
+            )
+
+    def length(self, split: Split) -> int:
+        """Samples in one epoch of a split."""
+        return len(self.indices[split])
+
+    def pair(self, split: Split, count: int) -> tuple[str, VideoPair]:
+        """A unique name and the pair; `count` runs on from epoch to epoch in training."""
+        assert self.store is not None, "setup comes first"
+        index = self.indices[split][count % self.length(split)]
+        pair = self.store[index].resized(self.size)
+        mirror = self.flip and split == "train" and np.random.default_rng([self.seed, count]).random() < 0.5
+        return self.store.name(index), flipped(pair) if mirror else pair
+
+    def sample(self, split: Split, count: int) -> EditBatch:
+        """One sample, a batch of one: a function of (seed, split, count) alone."""
+        name, pair = self.pair(split, count)
+        control = self.control(pair, count)
+        return EditBatch(
+            source=to_unit_range(pair.source)[None],
+            name=[name],
+            target=to_unit_range(pair.target)[None],
+            control=None if control is None else control[None],
+            tracks=pair.tracks[None],
+            visible=pair.visible[None],
+            moving=pair.moving()[None],
+        )
+
+    def predict_sample(self, index: int) -> EditBatch:
+        """One of the user's images with its signal, squeezed to the network's size."""
+        image = self.images[index]
+        source = to_unit_range(image.resized(self.size))[None]
+        return EditBatch(source=source, name=[image.name], full_size=[image.size], **self.read_signal(image))
+
+    def train_dataloader(self) -> DataLoader[EditBatch]:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[EditBatch] | list[Any]:
+        return self._loader("val") if self.length("val") else []  # an empty list: no validation
+
+    def test_dataloader(self) -> DataLoader[EditBatch]:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[EditBatch]:
+        return self._loader("predict")
+
+    def _loader(self, split: Split | Literal["predict"]) -> DataLoader[EditBatch]:
+        train = split == "train"
+        samples = Samples(self, split)
+        return DataLoader(
+            samples,
+            batch_size=self.batch_size,
+            sampler=EpochSampler(len(samples), self.seed) if train else None,
+            drop_last=train and len(samples) >= self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=EditBatch.cat,
+            worker_init_fn=_one_thread,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Loader processes get the data module without its trainer."""
+        return {**self.__dict__, "trainer": None}
+
+
+def _one_thread(worker: int) -> None:
+    """OpenCV's thread pool does not survive the fork into a loader process."""
+    cv2.setNumThreads(0)
+
+
+class Samples(Dataset[EditBatch]):
+    """One split of a data module, as loaders want it."""
+
+    def __init__(self, data: EditDataModule, split: Split | Literal["predict"]) -> None:
+        self.data, self.split = data, split
+
+    def __len__(self) -> int:
+        return len(self.data.images) if self.split == "predict" else self.data.length(self.split)
+
+    def __getitem__(self, count: int) -> EditBatch:
+        return self.data.predict_sample(count) if self.split == "predict" else self.data.sample(self.split, count)
+
+
+def flipped(pair: VideoPair) -> VideoPair:
+    """The pair mirrored left to right, its motion too."""
+    sign = torch.tensor([-1.0, 1.0])[:, None, None]
+    return replace(
+        pair,
+        source=pair.source.flip(-1),
+        target=pair.target.flip(-1),
+        flow_to_source=pair.flow_to_source.flip(-1) * sign,
+        flow_to_target=pair.flow_to_target.flip(-1) * sign,
+        tracks=torch.stack([pair.size[1] - pair.tracks[0], pair.tracks[1]]).flip(-1),
+        visible=pair.visible.flip(-1),
+    )

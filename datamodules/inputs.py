@@ -1,0 +1,112 @@
+"""The folder a user edits from: NAME.(png|jpg|jpeg|webp) with NAME.SIGNAL.png and the like beside it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fp_lightning.errors import InputError
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+SIGNALS = (".sketch", ".coarse", ".points")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """An image to edit: its path and its upright (height, width) in pixels."""
+
+    path: Path
+    size: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def resized(self, size: tuple[int, int]) -> Tensor:
+        """uint8 [3, h, w] at `size` (height, width), antialiased."""
+        image = read_image(self.path).convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def signal(self, suffix: str) -> Path:
+        """The file NAME + suffix beside the image.
+
+        Raises:
+            InputError: there is none.
+        """
+        path = self.path.with_name(self.name + suffix)
+        if not path.is_file():
+            raise InputError(f"{self.path} has no signal; put {path.name} beside it")
+        return path
+
+
+def list_inputs(folder: str | None) -> list[InputImage]:
+    """The images of a folder by name.
+
+    Raises:
+        InputError: the folder is not given or missing, holds no image, an image is unreadable, or two share a name.
+    """
+    if folder is None:
+        raise InputError(
+            "data.inputs is not set; give it a folder of images with their signals, as in photo.jpg, photo.sketch.png"
+        )
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"data.inputs is {folder}, which is not a folder")
+    paths = sorted(p for p in root.iterdir() if p.suffix.lower() in IMAGES and Path(p.stem).suffix not in SIGNALS)
+    if not paths:
+        raise InputError(
+            f"{folder} holds no image; put NAME.png (or jpg, webp) with its signal, as NAME.sketch.png, in it"
+        )
+    for first, second in pairwise(paths):
+        if first.stem == second.stem:
+            raise InputError(f"{first} and {second} would have the same result; rename one")
+    images = [(path, read_image(path)) for path in paths]
+    return [InputImage(path, (image.height, image.width)) for path, image in images]
+
+
+def read_image(path: Path) -> Image.Image:
+    """A decoded image, turned upright as its EXIF says.
+
+    Raises:
+        InputError: it does not decode.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is not a readable image ({error}); save it again as PNG") from error
+
+
+def read_sketch(path: Path, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A user's sketch as white strokes on black, float [3, h, w] in {0, 1} at `size` (height, width).
+
+    Strokes are what is opaque, where the sketch has transparency; otherwise what is bright, or what
+    is dark if most of the sketch is bright (ink on paper). A pixel is set if any part of a stroke
+    falls into it, so that thin strokes survive shrinking. Says so when it inverts, and when the
+    sketch's size is not `image_size`.
+
+    Raises:
+        InputError: it does not decode.
+    """
+    drawn = read_image(path)
+    if (drawn.height, drawn.width) != image_size:
+        logger.warning(
+            "%s is %dx%d, its image %dx%d (width x height): the sketch is stretched to fit",
+            path, drawn.width, drawn.height, image_size[1], image_size[0],
+        )  # fmt: skip
+    alpha = np.array(drawn.convert("RGBA"))[..., 3]
+    grey = alpha if alpha.min() < 128 else np.array(drawn.convert("L"))
+    strokes = grey >= 128
+    if grey is not alpha and strokes.mean() > 0.5:
+        logger.warning("%s is mostly bright: taken as dark strokes on light paper and inverted", path)
+        strokes = ~strokes
+    return F.adaptive_max_pool2d(torch.from_numpy(strokes).float()[None], size).expand(3, -1, -1).contiguous()

@@ -1,0 +1,63 @@
+"""Sketch edits of procedural scenes, made as they are asked for: training never sees one twice."""
+
+from __future__ import annotations
+
+from datamodules.sketch import SketchDataModule
+from datamodules.splits import SPLITS, Split
+from fp_lightning.scenes import Scene
+from fp_lightning.types import TRACK_STRIDE, VideoPair
+
+
+class SceneDataModule(SketchDataModule):
+    """Endless training scenes and fixed ones to validate and test on, with exact flow and tracks.
+
+    Args:
+        size: (height, width) in pixels.
+        batch_size: samples per batch.
+        num_workers: loader processes; results do not depend on it.
+        train_samples: scenes in one epoch; the next epoch has new ones.
+        val_samples: scenes to validate on, always the same.
+        test_samples: scenes to test on, always the same and other ones.
+        seed: another seed gives other scenes throughout.
+        objects: least and greatest number of objects.
+        motion: least and greatest displacement in image widths.
+        turn: greatest rotation in radians.
+        growth: greatest change of log scale.
+        stride: pixels between tracked token centres.
+        inputs: folder of the user's images and sketches, for predict.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int] = (64, 64),
+        batch_size: int = 16,
+        num_workers: int = 0,
+        train_samples: int = 4096,
+        val_samples: int = 64,
+        test_samples: int = 64,
+        seed: int = 0,
+        objects: tuple[int, int] = (1, 1),
+        motion: tuple[float, float] = (0.125, 0.375),
+        turn: float = 0.3,
+        growth: float = 0.1,
+        stride: int = TRACK_STRIDE,
+        inputs: str | None = None,
+    ) -> None:
+        super().__init__(size=size, batch_size=batch_size, num_workers=num_workers, seed=seed, inputs=inputs)
+        self.samples: dict[Split, int] = {"train": train_samples, "val": val_samples, "test": test_samples}
+        self.objects, self.motion, self.turn, self.growth, self.stride = objects, motion, turn, growth, stride
+
+    def _split(self) -> None:
+        """Scenes need no pairs: a seed per split keeps them apart."""
+
+    def length(self, split: Split) -> int:
+        return self.samples[split]
+
+    def scene_seed(self, split: Split, count: int) -> int:
+        """A number of its own for every (seed, split, count), and no small one: those are for clips."""
+        return (self.seed * len(SPLITS) + SPLITS.index(split) + 1) * 2**40 + count
+
+    def pair(self, split: Split, count: int) -> tuple[str, VideoPair]:
+        seed = self.scene_seed(split, count)
+        scene = Scene(seed, self.size, self.objects, self.motion, self.turn, self.growth)
+        return f"{split}-{count}", scene.pair(stride=self.stride)

@@ -1,0 +1,7 @@
+"""`python -m fp_lightning`, the same as `fp-lightning`."""
+
+import sys
+
+from fp_lightning.cli import main
+
+sys.exit(main())

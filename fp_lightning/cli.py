@@ -1,0 +1,150 @@
+"""`fp-lightning`: one entry for training, data and the quickstart. Heavy imports wait for the command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fp_lightning.errors import InputError
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+TRAINER_COMMANDS = {
+    "fit": "train an editor",
+    "validate": "score an editor on the validation pairs: metrics.json, report.html",
+    "test": "the same on the test pairs",
+    "predict": "edit a folder of images",
+}
+
+
+def main() -> int:
+    """Runs `sys.argv`; returns the exit status. Bad input is one line on stderr and status 1."""
+    commands: dict[str, tuple[str, Callable[[list[str]], object]]] = {
+        **{name: (text, lambda rest, name=name: _train_command(name, rest)) for name, text in TRAINER_COMMANDS.items()},
+        "pairs": ("build training pairs from videos", _pairs),
+        "clips": ("write procedural videos", _clips),
+        "quickstart": ("clips, pairs, fit, validate and predict in one go", _quickstart),
+    }
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, commands))
+        lines = [f"  {name:<{width}}  {text}" for name, (text, _) in commands.items()]
+        print("usage: fp-lightning COMMAND [options]\n\n" + "\n".join(lines))
+        print("\nfp-lightning COMMAND --help lists the options.")
+        return 0 if arguments else 1
+    try:
+        if arguments[0] not in commands:
+            raise InputError(f"unknown command {arguments[0]}; choose {', '.join(commands)}")
+        commands[arguments[0]][1](arguments[1:])
+    except InputError as error:
+        print(f"fp-lightning: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fp-lightning: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def recipe_path(name: str) -> str:
+    """A file as it stands, or the recipe of that name: `tiny` is as good as `recipes/tiny.yaml`.
+
+    Raises:
+        InputError: neither exists; lists the recipes.
+    """
+    if Path(name).is_file():
+        return name
+    for candidate in (name, f"{name}.yaml", f"{name.removeprefix('recipes/')}"):
+        if (RECIPES / candidate).is_file():
+            return str(RECIPES / candidate)
+    known = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+    raise InputError(f"no recipe or file {name}; the recipes are {', '.join(known)}")
+
+
+def resolve_recipes(arguments: Sequence[str]) -> list[str]:
+    """The arguments with every `--config NAME` resolved by `recipe_path`."""
+    resolved: list[str] = []
+    for argument in arguments:
+        if resolved and resolved[-1] in ("--config", "-c"):
+            resolved.append(recipe_path(argument))
+        elif argument.startswith("--config="):
+            resolved.append(f"--config={recipe_path(argument.removeprefix('--config='))}")
+        else:
+            resolved.append(argument)
+    return resolved
+
+
+def _train_command(command: str, arguments: list[str]) -> None:
+    from fp_lightning.trainer_cli import run
+
+    sys.argv[1:] = [command, *resolve_recipes(arguments)]  # DDP starts its other ranks from sys.argv
+    run(command)
+
+
+def _parser(command: str, text: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"fp-lightning {command}", description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
+def _pairs(arguments: list[str]) -> None:
+    from dataclasses import fields
+
+    from fp_lightning.pairs.build import PairSettings, build_pairs
+    from fp_lightning.pairs.filters import PairFilter
+    from fp_lightning.pairs.flow import FLOWS
+    from fp_lightning.pairs.tracks import TRACKERS
+
+    default = PairSettings()
+    parser = _parser("pairs", "Build training pairs from videos; the same pairs serve every signal.")
+    parser.add_argument("videos", nargs="+", help="video files, or folders of them")
+    parser.add_argument("--out", required=True, help="folder for the pairs")
+    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=default.size, help="stored size, px")
+    parser.add_argument("--min-gap", type=float, default=default.min_gap, help="seconds between the two frames, least")
+    parser.add_argument("--max-gap", type=float, default=default.max_gap, help="seconds between the two frames, most")
+    parser.add_argument("--pairs-per-video", type=int, default=default.pairs_per_video, help="kept at most")
+    parser.add_argument("--candidates", type=int, default=default.candidates, help="tried at most, per video")
+    parser.add_argument("--flow", choices=sorted(FLOWS), default=default.flow)
+    parser.add_argument("--tracker", choices=sorted(TRACKERS), default=default.tracker)
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--resume", action="store_true", help="go on with a folder that was begun")
+    for item in fields(PairFilter):
+        value = getattr(default.filter, item.name)
+        parser.add_argument(
+            f"--{item.name.replace('_', '-')}", type=float, default=value, help="filter; see the manifest"
+        )
+    options = vars(parser.parse_args(arguments))
+    videos, out = options.pop("videos"), options.pop("out")
+    workers, resume = options.pop("workers"), options.pop("resume")
+    thresholds = PairFilter(**{item.name: options.pop(item.name) for item in fields(PairFilter)})
+    settings = PairSettings(**{**options, "size": tuple(options["size"])}, filter=thresholds)
+    manifest = build_pairs(videos, out, settings, workers=workers, resume=resume)
+    print(f"{manifest['pairs']} pairs of {manifest['videos']} videos in {out}; rejected {manifest['rejected']}")
+    failed = [entry for entry in manifest["per_video"] if entry["error"]]
+    for entry in failed:
+        print(f"fp-lightning: {entry['video']}: {entry['error']}", file=sys.stderr)
+
+
+def _clips(arguments: list[str]) -> None:
+    from fp_lightning.scenes import write_clips
+
+    parser = _parser("clips", "Write procedural videos: textured objects moving over textured ground.")
+    parser.add_argument("out", help="folder for the videos")
+    parser.add_argument("--count", type=int, default=24)
+    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=(256, 256), help="px, even")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    written = write_clips(Path(options.out), options.count, tuple(options.size), options.seed)
+    print(f"{len(written)} videos in {options.out}")
+
+
+def _quickstart(arguments: list[str]) -> None:
+    from fp_lightning.quickstart import quickstart
+
+    parser = _parser("quickstart", "Clips, pairs, fit, validate and predict with the tiny build, about ten minutes.")
+    parser.add_argument("--videos", nargs="*", default=[], help="your own videos, in place of procedural clips")
+    parser.add_argument("--out", default="runs/quickstart")
+    parser.add_argument("--steps", type=int, default=400, help="training steps")
+    options = parser.parse_args(arguments)
+    quickstart(options.videos, Path(options.out), options.steps)

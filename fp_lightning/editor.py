@@ -1,0 +1,315 @@
+"""FramePainter: SVD's parts joined into an editor that can be trained and asked to denoise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
+
+from fp_lightning import edm
+from fp_lightning.backbone import load_backbone
+from fp_lightning.control import INJECTION_FACTOR, ControlEncoder
+from fp_lightning.errors import InputError
+from fp_lightning.matching import AttentionKind, Correspondence, MatchQueries
+from fp_lightning.types import EditBatch
+from fp_lightning.unet import FramePainterUNet
+
+FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION = 6.0, 128.0, 0.02  # micro-conditioning as released; FPS_ID is fps − 1
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """All that the network is told besides the noisy latents."""
+
+    embedding: Tensor  # [b, 1, d] image embedding of the source
+    image_latents: Tensor  # [b, 4, h, w] unscaled latents of the source with a little noise
+    added_time_ids: Tensor  # [b, 3]: fps − 1, motion bucket, noise augmentation
+    control: Tensor | None  # [b, 3, H, W] in [0, 1]
+    control_scale: Tensor  # [b]
+
+    def dropped(self, embedding: Tensor, image_latents: Tensor, control: Tensor) -> Condition:
+        """The condition with parts zeroed where the bool [b] masks are true."""
+
+        def zero(x: Tensor, mask: Tensor) -> Tensor:
+            return x.masked_fill(mask.view(-1, *[1] * (x.ndim - 1)), 0)
+
+        return replace(
+            self,
+            embedding=zero(self.embedding, embedding),
+            image_latents=zero(self.image_latents, image_latents),
+            control_scale=zero(self.control_scale, control),
+        )
+
+    def unconditional(self) -> Condition:
+        """The other half of guidance: no embedding, no image latents, control scale 0."""
+        everywhere = torch.ones_like(self.control_scale, dtype=torch.bool)
+        return self.dropped(everywhere, everywhere, everywhere)
+
+    @staticmethod
+    def cat(first: Condition, second: Condition) -> Condition:
+        control = None
+        if first.control is not None and second.control is not None:
+            control = torch.cat([first.control, second.control])
+        return Condition(
+            embedding=torch.cat([first.embedding, second.embedding]),
+            image_latents=torch.cat([first.image_latents, second.image_latents]),
+            added_time_ids=torch.cat([first.added_time_ids, second.added_time_ids]),
+            control=control,
+            control_scale=torch.cat([first.control_scale, second.control_scale]),
+        )
+
+
+@dataclass(frozen=True)
+class Losses:
+    total: Tensor  # Eq. 8: diffusion + matching_weight · matching
+    diffusion: Tensor  # Eq. 1 in EDM form
+    matching: Tensor  # Eq. 7, mean over visible rows, heads and layers
+
+
+class FramePainter(nn.Module):
+    """The editor. The VAE and the image encoder are frozen; the U-Net and the control encoder train.
+
+    Args:
+        unet, control_encoder, vae, image_encoder, scheduler: the parts; see `load_backbone`. Of the
+            scheduler only the noise range of the sampling schedule is used.
+        control_frames: where the control response enters: "target" (paper) or "both" (released: the
+            source frame receives the response to a black image).
+        control_factor: multiplies the control scale; near 1.0 is advised for dense control images.
+        reconstruct_source: also denoise the source frame (paper, Table 4).
+        matching_weight: λ of Eq. 8.
+        sigma_mean, sigma_std: training noise levels are log-normal with these.
+        augmentation_mean, augmentation_std: so is the noise on the conditioning image.
+        dropout: p of conditioning dropout. With one uniform r a sample, the embedding goes where
+            r < 2p, the image latents where p ≤ r < 3p, and the control where both go (p ≤ r < 2p),
+            which is what guidance calls unconditional.
+    """
+
+    def __init__(
+        self,
+        unet: FramePainterUNet,
+        control_encoder: ControlEncoder,
+        vae: AutoencoderKLTemporalDecoder,
+        image_encoder: CLIPVisionModelWithProjection,
+        scheduler: EulerDiscreteScheduler,
+        *,
+        control_frames: Literal["target", "both"] = "target",
+        control_factor: float = INJECTION_FACTOR,
+        reconstruct_source: bool = True,
+        matching_weight: float = 1.0,
+        sigma_mean: float = 0.7,
+        sigma_std: float = 1.6,
+        augmentation_mean: float = -3.0,
+        augmentation_std: float = 0.5,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout <= 1 / 3:
+            raise InputError(f"dropout must be between 0 and 1/3, got {dropout}")
+        if control_frames not in ("target", "both"):
+            raise InputError(f"control_frames must be target or both, got {control_frames!r}")
+        self.unet, self.control_encoder, self.vae, self.image_encoder = unet, control_encoder, vae, image_encoder
+        self.sigma_range = (scheduler.config.sigma_min, scheduler.config.sigma_max)
+        self.scheduler = scheduler
+        self.control_frames, self.control_factor = control_frames, control_factor
+        self.reconstruct_source, self.matching_weight = reconstruct_source, matching_weight
+        self.sigma_mean, self.sigma_std = sigma_mean, sigma_std
+        self.augmentation_mean, self.augmentation_std = augmentation_mean, augmentation_std
+        self.dropout = dropout
+        for frozen in self.frozen:
+            frozen.requires_grad_(False)
+        self.train(self.training)
+
+    @property
+    def frozen(self) -> tuple[nn.Module, nn.Module]:
+        return self.vae, self.image_encoder
+
+    def train(self, mode: bool = True) -> FramePainter:
+        """Frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for frozen in self.frozen:
+            frozen.eval()
+        return self
+
+    @property
+    def size_multiple(self) -> int:
+        """Heights and widths must be multiples of this: 64 px for SVD."""
+        levels = len(self.unet.config.block_out_channels)
+        return self.vae_stride * 2 ** (levels - 1)
+
+    @property
+    def vae_stride(self) -> int:
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises InputError with the nearest sizes when `size` (height, width) does not fit the network."""
+        multiple = self.size_multiple
+        problems = []
+        for axis, value in zip(("height", "width"), size, strict=True):
+            if value % multiple or value < 1:
+                below = max(multiple, value // multiple * multiple)
+                problems.append(
+                    f"{axis} must be a multiple of {multiple}, got {value}; try {below} or {below + multiple}"
+                )
+        if problems:
+            raise InputError("; ".join(problems))
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        """Images [b, 3, h, w] in [-1, 1] → posterior modes [b, 4, h/8, w/8], not scaled."""
+        with torch.autocast(image.device.type, enabled=False):
+            return self.vae.encode(image.to(self._vae_dtype)).latent_dist.mode().float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents [b, f, 4, h, w] → images [b, f, 3, H, W] in [-1, 1]."""
+        flat = (latents / self.vae.config.scaling_factor).flatten(0, 1)
+        with torch.autocast(latents.device.type, enabled=False):
+            video = self.vae.decode(flat.to(self._vae_dtype), num_frames=latents.shape[1]).sample
+        return video.float().clamp(-1, 1).unflatten(0, latents.shape[:2])
+
+    @property
+    def _vae_dtype(self) -> torch.dtype:
+        """float32 where SVD's VAE asks for it (`force_upcast`)."""
+        if self.vae.config.force_upcast and self.vae.dtype != torch.float32:
+            self.vae.to(torch.float32)
+        return self.vae.dtype
+
+    @torch.no_grad()
+    def embed(self, source: Tensor) -> Tensor:
+        """Images [b, 3, h, w] in [-1, 1] → image embeddings [b, 1, d], as SVD prepares them."""
+        side = self.image_encoder.config.image_size
+        image = (_resize_with_antialiasing(source.float(), (side, side)) + 1) / 2
+        mean, std = (image.new_tensor(v)[:, None, None] for v in (_CLIP_MEAN, _CLIP_STD))
+        pixels = ((image - mean) / std).to(self.image_encoder.dtype)
+        return self.image_encoder(pixels).image_embeds[:, None].float()
+
+    def condition(self, batch: EditBatch, noise: Tensor, augmentation: Tensor, control_scale: float = 1.0) -> Condition:
+        """The condition of `batch`; `noise` [b, 3, h, w] and its level `augmentation` [b] disturb the source."""
+        count, device = len(batch), batch.source.device
+        noisy = batch.source + augmentation[:, None, None, None] * noise
+        ids = torch.tensor([FPS_ID, MOTION_BUCKET], device=device).expand(count, 2)
+        return Condition(
+            embedding=self.embed(batch.source),
+            image_latents=self.encode(noisy),
+            added_time_ids=torch.cat([ids, augmentation[:, None]], 1),
+            control=batch.control,
+            control_scale=torch.full((count,), float(control_scale), device=device),
+        )
+
+    def denoise(
+        self, x: Tensor, sigma: Tensor, condition: Condition, correspondence: Correspondence | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """D(x; σ): noisy scaled latents [b, 2, 4, h, w] at levels [b] → clean ones, and the layers' matching losses."""
+        levels = sigma.view(-1, 1, 1, 1, 1)
+        c_skip, c_out, c_in, _ = edm.scalings(levels)
+        c_noise = edm.scalings(sigma).c_noise
+        response = None
+        if condition.control is not None:
+            response = self._response(condition.control, c_noise)
+        image_latents = condition.image_latents[:, None].expand(-1, x.shape[1], -1, -1, -1)
+        dtype = self.unet.dtype
+        output, losses = self.unet(
+            torch.cat([c_in * x, image_latents], 2).to(dtype),
+            c_noise,
+            condition.embedding.to(dtype),
+            condition.added_time_ids,
+            response,
+            condition.control_scale * self.control_factor,
+            correspondence,
+        )
+        return c_skip * x + c_out * output.float(), losses
+
+    def _response(self, control: Tensor, c_noise: Tensor) -> Tensor:
+        """The control encoder's response per frame, [b, 1 or 2, c, h, w]."""
+        frames = control[:, None]
+        if self.control_frames == "both":
+            frames = torch.cat([torch.zeros_like(frames), frames], 1)
+        levels = c_noise.repeat_interleave(frames.shape[1])
+        response = self.control_encoder(frames.flatten(0, 1).to(self.control_encoder.dtype), levels)
+        return response.unflatten(0, frames.shape[:2])
+
+    def losses(self, batch: EditBatch, generator: torch.Generator | None = None) -> Losses:
+        """The training losses of one batch (Eq. 8).
+
+        Args:
+            batch: with target; the matching loss needs tracks and visible, and is 0 without them or
+                where the attention has no matching branch.
+            generator: on the CPU; the same one gives the same losses on every device.
+        """
+        if batch.target is None:
+            raise ValueError("losses need a batch with target")
+        count, device = len(batch), batch.source.device
+
+        def normal(shape: tuple[int, ...]) -> Tensor:
+            return torch.randn(shape, generator=generator).to(device)
+
+        augmentation = edm.log_normal((count,), self.augmentation_mean, self.augmentation_std, generator).to(device)
+        condition = self.condition(batch, normal(tuple(batch.source.shape)), augmentation)
+        r, p = torch.rand(count, generator=generator).to(device), self.dropout
+        condition = condition.dropped(r < 2 * p, (r >= p) & (r < 3 * p), (r >= p) & (r < 2 * p))
+
+        images = torch.stack([batch.source, batch.target], 1)
+        clean = self.encode(images.flatten(0, 1)).unflatten(0, (count, 2)) * self.vae.config.scaling_factor
+        sigma = edm.log_normal((count,), self.sigma_mean, self.sigma_std, generator).to(device)
+        noisy = clean + sigma.view(-1, 1, 1, 1, 1) * normal(tuple(clean.shape))
+
+        correspondence = None
+        if self.matching_weight and batch.tracks is not None and batch.visible is not None:
+            height, width = batch.source.shape[-2:]
+            correspondence = Correspondence(batch.tracks, batch.visible, (height, width))
+        denoised, layers = self.denoise(noisy, sigma, condition, correspondence)
+        error = edm.loss_weight(sigma).view(-1, 1, 1, 1, 1) * (denoised - clean).square()
+        diffusion = (error if self.reconstruct_source else error[:, 1:]).mean()
+        matching = torch.stack(list(layers.values())).mean() if layers else diffusion.new_zeros(())
+        return Losses(diffusion + self.matching_weight * matching, diffusion, matching)
+
+
+def build_editor(
+    model: str = "stabilityai/stable-video-diffusion-img2vid-xt-1-1",
+    weights: Literal["pretrained", "random"] = "pretrained",
+    attention: AttentionKind = "matching",
+    match_queries: MatchQueries = "target",
+    variant: str | None = None,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+    control_frames: Literal["target", "both"] = "target",
+    control_factor: float = INJECTION_FACTOR,
+    reconstruct_source: bool = True,
+    matching_weight: float = 1.0,
+    sigma_mean: float = 0.7,
+    sigma_std: float = 1.6,
+    augmentation_mean: float = -3.0,
+    augmentation_std: float = 0.5,
+    dropout: float = 0.1,
+) -> FramePainter:
+    """A `FramePainter` over `load_backbone`'s parts; what recipes name as `class_path`. Arguments are theirs.
+
+    Args:
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
+    """
+    backbone = load_backbone(model, weights, attention, match_queries, variant, seed)
+    if gradient_checkpointing:
+        backbone.unet.enable_gradient_checkpointing()
+    return FramePainter(
+        backbone.unet,
+        backbone.control_encoder,
+        backbone.vae,
+        backbone.image_encoder,
+        backbone.scheduler,
+        control_frames=control_frames,
+        control_factor=control_factor,
+        reconstruct_source=reconstruct_source,
+        matching_weight=matching_weight,
+        sigma_mean=sigma_mean,
+        sigma_std=sigma_std,
+        augmentation_mean=augmentation_mean,
+        augmentation_std=augmentation_std,
+        dropout=dropout,
+    )

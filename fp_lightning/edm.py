@@ -1,0 +1,51 @@
+"""Stable Video Diffusion in EDM form (Karras et al. 2022, Table 1; v-prediction): pure functions of σ."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Scalings(NamedTuple):
+    """Preconditioning of the network F: D(x; σ) = c_skip · x + c_out · F(c_in · x; c_noise)."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+def scalings(sigma: Tensor) -> Scalings:
+    """The v-prediction scalings at noise levels `sigma` > 0, each of its shape."""
+    variance = sigma**2 + 1
+    return Scalings(1 / variance, -sigma / variance.sqrt(), 1 / variance.sqrt(), sigma.log() / 4)
+
+
+def loss_weight(sigma: Tensor) -> Tensor:
+    """(1 + σ²) / σ² = 1 / c_out²: makes the loss on D an unweighted v-prediction loss on F."""
+    return (1 + sigma**2) / sigma**2
+
+
+def log_normal(shape: tuple[int, ...], mean: float, std: float, generator: torch.Generator | None = None) -> Tensor:
+    """exp(mean + std · n), n standard normal: training noise levels and noise augmentation. On the CPU."""
+    return (mean + std * torch.randn(shape, generator=generator)).exp()
+
+
+def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0) -> Tensor:
+    """The noise levels of `steps` sampling steps, falling from `sigma_max` to `sigma_min`, then 0.
+
+    Karras et al. 2022, Eq. 5; the defaults are the scheduler settings that ship with SVD.
+    Returns float32 [steps + 1].
+
+    Raises:
+        ValueError: `steps` is below 1, or not 0 < sigma_min < sigma_max.
+    """
+    if steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"noise levels must satisfy 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)]).float()

@@ -1,0 +1,6 @@
+"""One exception for everything a user can mend."""
+
+
+class InputError(ValueError):
+    """Bad input. The message is one line that names the value and the remedy; the command line
+    prints it without a traceback and exits with status 1."""

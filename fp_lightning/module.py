@@ -1,0 +1,163 @@
+"""The LightningModule: steps, optimiser, logging."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from fp_lightning.editor import FramePainter
+from fp_lightning.errors import InputError
+from fp_lightning.metrics import EditMetrics
+from fp_lightning.sampler import Sampling, sample
+from fp_lightning.types import EditBatch
+
+
+def seeded_generator(*parts: object) -> torch.Generator:
+    """A CPU generator whose seed is a hash of `parts`: the same in every process, at every batch size."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+
+
+class FramePainterModule(L.LightningModule):
+    """Trains, validates and runs an editor.
+
+    All noise comes from generators seeded by (seed, what it is for, step or sample name), so a
+    resumed run draws what an uninterrupted one would, and a sample's edit is the same in any batch.
+
+    Args:
+        editor: see `fp_lightning.editor.build_editor`.
+        learning_rate: of AdamW, after warm-up.
+        betas, weight_decay: of AdamW.
+        warmup: optimiser steps of linear warm-up.
+        schedule: "constant" (paper) or "cosine" to zero over the whole fit.
+        sampling: how validation, test and predict draw their edits.
+        metrics: of validation and test.
+        seed: of all noise.
+    """
+
+    def __init__(
+        self,
+        editor: FramePainter,
+        learning_rate: float = 1e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 1e-2,
+        warmup: int = 0,
+        schedule: Literal["constant", "cosine"] = "constant",
+        sampling: Sampling | None = None,
+        metrics: EditMetrics | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.editor = editor
+        self.learning_rate, self.betas, self.weight_decay = learning_rate, tuple(betas), weight_decay
+        self.warmup, self.schedule, self.seed = warmup, schedule, seed
+        self.sampling = sampling or Sampling()
+        self.edit_metrics = metrics or EditMetrics()
+        self.strict_loading = False  # checkpoints leave frozen weights out; on_load_checkpoint is strict instead
+
+    def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        losses = self.editor.losses(batch, seeded_generator(self.seed, "train", self.global_rank, step))
+        for name in ("total", "diffusion", "matching"):
+            self.log(f"train/{name}", getattr(losses, name).detach(), batch_size=len(batch), prog_bar=name == "total")
+        return losses.total
+
+    def validation_step(self, batch: EditBatch, batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: EditBatch, batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
+        return self._edit(batch)
+
+    def _evaluate(self, batch: EditBatch, stage: str) -> dict[str, Tensor]:
+        losses = self.editor.losses(batch, seeded_generator(self.seed, stage, *batch.name))
+        for name in ("total", "diffusion", "matching"):
+            self.log(f"{stage}/{name}", getattr(losses, name), batch_size=len(batch), sync_dist=True)
+        edited = self._edit(batch)
+        self.edit_metrics.update(edited, batch)
+        return {"edited": edited}
+
+    def _edit(self, batch: EditBatch) -> Tensor:
+        return sample(
+            self.editor, batch, self.sampling, [seeded_generator(self.seed, "edit", name) for name in batch.name]
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        for name, value in self.edit_metrics.compute().items():
+            if isinstance(value, float):
+                self.log(f"{stage}/{name}", value, prog_bar=name == "psnr_moving")
+
+    def on_validation_epoch_start(self) -> None:
+        self.edit_metrics.reset()
+
+    def on_test_epoch_start(self) -> None:
+        self.edit_metrics.reset()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        trainable = [p for p in self.editor.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trainable, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+        )
+        total = self.trainer.estimated_stepping_batches
+
+        def factor(step: int) -> float:
+            warm = min(1.0, (step + 1) / (self.warmup + 1))
+            if self.schedule == "constant":
+                return warm
+            done = max(0.0, (step - self.warmup) / max(1.0, total - self.warmup))
+            return warm * (1 + torch.cos(torch.tensor(done * torch.pi)).item()) / 2
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def setup(self, stage: str) -> None:
+        if self.schedule not in ("constant", "cosine"):
+            raise InputError(f"schedule must be constant or cosine, got {self.schedule!r}")
+        if self.schedule == "cosine" and stage == "fit" and self.trainer.max_steps == self.trainer.max_epochs == -1:
+            raise InputError("schedule cosine needs an end: set trainer.max_steps or trainer.max_epochs")
+        size = getattr(getattr(self.trainer, "datamodule", None), "size", None)
+        if size is not None:
+            self.editor.check_size(tuple(size))
+
+    def trainable_names(self) -> set[str]:
+        """The state-dict names of the weights that train: what a checkpoint carries."""
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        names = self.trainable_names()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises InputError listing what differs when the checkpoint is of another architecture."""
+        own = {k: tuple(v.shape) for k, v in self.named_parameters() if k in self.trainable_names()}
+        loaded = {k: tuple(v.shape) for k, v in checkpoint["state_dict"].items()}
+        kinds = {
+            "missing": sorted(own.keys() - loaded.keys()),
+            "unexpected": sorted(loaded.keys() - own.keys()),
+            "of another shape": sorted(k for k in own.keys() & loaded.keys() if own[k] != loaded[k]),
+        }
+        differing = [
+            f"{len(names)} {kind} (first: {names[0]}"
+            + (f", {loaded[names[0]]} instead of {own[names[0]]}" if kind == "of another shape" else "")
+            + ")"
+            for kind, names in kinds.items()
+            if names
+        ]
+        if differing:
+            raise InputError(
+                f"the checkpoint is of another architecture: {', '.join(differing)} of {len(own)} tensors; "
+                "use the recipe that it was trained with, see config.fit.yaml in its run folder"
+            )

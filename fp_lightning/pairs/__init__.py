@@ -1,0 +1,1 @@
+"""From videos to stored pairs: decode, flow, tracks, filter, write."""

@@ -1,0 +1,77 @@
+"""Which candidate pairs are worth keeping. The paper states no thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fp_lightning.pairs.tracks import tracks_from_flow
+from fp_lightning.types import MOVING_WIDTH, VideoPair
+
+
+@dataclass(frozen=True)
+class PairFilter:
+    """Thresholds; lengths in pixels at 512 px width, shares from 0 to 1."""
+
+    still: float = 1.0  # a pixel is still if its flow is below this
+    texture: float = 2.0  # where flow can be measured: mean gradient in 8-bit levels per pixel
+    min_still: float = 0.12  # least still share of textured pixels, else camera_or_global_motion
+    max_inconsistent: float = 0.35  # share of pixels whose flow there and back disagrees at most, else inconsistent
+    max_unmatched: float = 0.9  # the same share of the pixels that change, else inconsistent
+    light: float = 12.0  # change of colour, in 8-bit levels, beyond which a resting pixel has other light
+    max_relit: float = 0.2  # share of such among resting pixels at most (a fade, exposure), else inconsistent
+    largest: float = 120.0  # 99th percentile of the flow at most, else motion_too_large
+    moving: float = 3.0  # a pixel moves if its flow is above this
+    min_moving: float = 0.01  # least share of moving pixels, else motion_too_small
+
+    def camera_moves(self, flow: Tensor, image: NDArray[np.uint8]) -> bool:
+        """Whether too little rests where `image` [h, w, 3] has texture; `flow` [2, h, w] is as measured, not settled.
+
+        Cuts are caught here as well: hardly anything stays where it was. So is a wholly textureless image.
+        """
+        grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 1)
+        dx, dy = (cv2.Sobel(grey, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
+        textured = torch.from_numpy(cv2.blur(np.hypot(dx, dy), (9, 9)) > self.texture)
+        still = _length(flow) < self.still
+        return bool((still & textured).sum() < self.min_still * textured.sum().clamp(min=1))
+
+    def reason(self, pair: VideoPair) -> str | None:
+        """Why a pair of a static camera is rejected, or None to keep it.
+
+        Inconsistent flow (a change of light, things that come, go or are too fast) says nothing about
+        motion, so it is asked first.
+        """
+        matched = tracks_from_flow(pair.flow_to_source, pair.flow_to_target, stride=1)[1]
+        length = _length(pair.flow_to_source)
+        moving = length > self.moving
+        changing = moving | ~matched
+        if not matched.float().mean() > 1 - self.max_inconsistent:
+            return "inconsistent"
+        resting = matched & (length < self.still)
+        relit = resting & (_colour_change(pair) > self.light)
+        if relit.sum() > self.max_relit * resting.sum():
+            return "inconsistent"
+        if changing.float().mean() < self.min_moving:
+            return "motion_too_small"
+        if (~matched).sum() > self.max_unmatched * changing.sum():
+            return "inconsistent"
+        if length.flatten().kthvalue(int(0.99 * length.numel())).values > self.largest:
+            return "motion_too_large"
+        return None if moving.float().mean() >= self.min_moving else "motion_too_small"
+
+
+def _colour_change(pair: VideoPair) -> Tensor:
+    """Difference in place between source and target [h, w], in 8-bit levels, over windows of 9 × 9 pixels."""
+    source, target = (F.avg_pool2d(image.float()[None], 9, 1, 4) for image in (pair.source, pair.target))
+    return (source - target).abs().mean((0, 1))
+
+
+def _length(flow: Tensor) -> Tensor:
+    """Flow [2, h, w] → its length in pixels at 512 px width."""
+    return flow.norm(dim=0) * (MOVING_WIDTH / flow.shape[-1])

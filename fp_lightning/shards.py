@@ -1,0 +1,184 @@
+"""Pairs on disk: one safetensors file per video, images and flows in it as lossless PNG.
+
+A folder of pairs is `manifest.json` beside `shards/NAME.safetensors`. Pair i of a file has the byte
+tensors `i.source`, `i.target` (8-bit PNG), `i.flow_to_source`, `i.flow_to_target` and `i.tracks`
+(16-bit PNG as in KITTI: value · 64 + 2^15, so ±512 px in steps of 1/64 px; tracks as displacements
+from their own token's centre, visibility in the third channel); `meta` is JSON in the header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from fp_lightning.errors import InputError
+from fp_lightning.types import VideoPair
+
+MANIFEST, FOLDER = "manifest.json", "shards"
+QUANTUM, OFFSET = 64.0, 2.0**15  # steps per pixel; the stored value of 0 px
+FLOW_LIMIT = 512 - 1 / QUANTUM  # greatest flow in pixels that can be stored
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def shard_path(root: str | Path, video: str) -> Path:
+    """Where the pairs of `video` (its name as given) lie: a readable stem, made unique by a hash."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(video).stem)[:60] or "video"
+    return Path(root) / FOLDER / f"{stem}-{hashlib.sha1(video.encode()).hexdigest()[:8]}.safetensors"
+
+
+def write_shard(root: str | Path, video: str, pairs: Sequence[VideoPair]) -> Path:
+    """Writes the pairs of one video, whole or not at all, and returns the file's path.
+
+    Raises:
+        InputError: a flow is not finite or exceeds 512 px, the greatest that can be stored.
+    """
+    tensors: dict[str, NDArray[np.uint8]] = {}
+    for index, pair in enumerate(pairs):
+        centres = token_centres(pair.tracks, pair.size)
+        tensors[f"{index}.source"] = _image_to_png(pair.source)
+        tensors[f"{index}.target"] = _image_to_png(pair.target)
+        try:
+            tensors[f"{index}.flow_to_source"] = _flow_to_png(pair.flow_to_source)
+            tensors[f"{index}.flow_to_target"] = _flow_to_png(pair.flow_to_target)
+            tensors[f"{index}.tracks"] = _flow_to_png(pair.tracks - centres, pair.visible)
+        except InputError as error:
+            raise InputError(f"pair {index} of {video}: {error}") from error
+    path = shard_path(root, video)
+    metadata = {"video": video, "count": str(len(pairs)), "meta": json.dumps([pair.meta for pair in pairs])}
+    with written_beside(path) as partial:
+        save_file(tensors, str(partial), metadata)
+    return path
+
+
+class PairStore:
+    """The pairs of a folder, in the order of their shards' names; reads headers first, pairs when asked.
+
+    Holds names only, so it goes to loader processes as it is.
+
+    Raises:
+        InputError: `root` holds no pairs, or one of its shards is not readable.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        remedy = f"make some with `fp-lightning pairs VIDEOS --out {root}`"
+        if not (self.root / MANIFEST).is_file():
+            raise InputError(
+                f"no pairs in {root} ({'no manifest.json' if self.root.is_dir() else 'no such folder'}); {remedy}"
+            )
+        self._entries: list[tuple[Path, int]] = []
+        self.videos: list[str] = []  # per pair, the name of the video as it was given
+        for path in sorted((self.root / FOLDER).glob("*.safetensors")):
+            header = read_header(path)
+            self._entries += [(path, index) for index in range(len(header["meta"]))]
+            self.videos += [header["video"]] * len(header["meta"])
+        if not self._entries:
+            raise InputError(f"no pairs in {root} (its manifest lists none that was kept); {remedy}")
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def name(self, index: int) -> str:
+        """A name for the pair that is unique in this store and fit for a file."""
+        path, inner = self._entries[index]
+        return f"{path.stem}-{inner}"
+
+    def __getitem__(self, index: int) -> VideoPair:
+        path, inner = self._entries[index]
+        with _readable(path), safe_open(str(path), "numpy") as shard:
+            flows = {
+                key: _png_to_flow(shard.get_tensor(f"{inner}.{key}"))[0] for key in ("flow_to_source", "flow_to_target")
+            }
+            moved, visible = _png_to_flow(shard.get_tensor(f"{inner}.tracks"))
+            source, target = (_png_to_image(shard.get_tensor(f"{inner}.{key}")) for key in ("source", "target"))
+            meta = json.loads(shard.metadata()["meta"])[inner]
+        tracks = moved + token_centres(moved, (source.shape[1], source.shape[2]))
+        return VideoPair(source, target, **flows, tracks=tracks, visible=visible, meta=meta)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """A shard's `video` and `meta` (one dict per pair).
+
+    Raises:
+        InputError: the file is not a whole shard.
+    """
+    with _readable(path), safe_open(str(path), "numpy") as shard:
+        metadata = shard.metadata()
+        return {"video": metadata["video"], "meta": json.loads(metadata["meta"])}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, cv2.error) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete it and run `fp-lightning pairs` with --resume"
+        ) from error
+
+
+def token_centres(tracks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Positions [2, th, tw] in pixels of the centres of th × tw tokens that tile `size` (height, width)."""
+    rows, columns = tracks.shape[-2:]
+    y = (torch.arange(rows) + 0.5) * (size[0] / rows)
+    x = (torch.arange(columns) + 0.5) * (size[1] / columns)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))
+
+
+def _encode(image: NDArray) -> NDArray[np.uint8]:
+    """[h, w, 3] RGB → PNG bytes [n]; OpenCV's own order is BGR."""
+    return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].reshape(-1).astype(np.uint8)
+
+
+def _decode(png: NDArray[np.uint8]) -> NDArray:
+    image = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise ValueError("a PNG in it does not decode")
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def _image_to_png(image: Tensor) -> NDArray[np.uint8]:
+    return _encode(image.permute(1, 2, 0).numpy())
+
+
+def _png_to_image(png: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(_decode(png)).permute(2, 0, 1).contiguous()
+
+
+def _flow_to_png(flow: Tensor, valid: Tensor | None = None) -> NDArray[np.uint8]:
+    """Flow [2, h, w] in pixels and a mask [h, w] → 16-bit PNG."""
+    if not bool((flow.abs() <= FLOW_LIMIT).all()):  # also false for NaN
+        raise InputError(f"flow beyond ±{FLOW_LIMIT:.2f} px cannot be stored; build the pairs at a smaller --size")
+    mask = torch.ones(flow.shape[1:]) if valid is None else valid.float()
+    planes = torch.cat([flow.float() * QUANTUM + OFFSET, mask[None]])
+    return _encode(planes.round().permute(1, 2, 0).numpy().astype(np.uint16))
+
+
+def _png_to_flow(png: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    planes = torch.from_numpy(_decode(png).astype(np.float32)).permute(2, 0, 1)
+    return ((planes[:2] - OFFSET) / QUANTUM).contiguous(), planes[2] > 0

@@ -1,0 +1,1 @@
+"""What a user would have drawn, made from a `VideoPair` at load time."""

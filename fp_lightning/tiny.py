@@ -1,0 +1,114 @@
+"""The tiny build: SVD's classes made small enough to train on two cores, as a folder in SVD's format.
+
+`fp_lightning/assets/tiny` was written by the commands at the head of recipes/tiny_vae.yaml.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from fp_lightning.control import ControlEncoder
+
+EMBEDDING = 32  # width of the image embedding
+
+
+def tiny_vae() -> AutoencoderKLTemporalDecoder:
+    """A new temporal-decoder VAE: 4 latent channels, 4× downsampling, 987,064 parameters.
+
+    The outer width is 64, since diffusers fixes 32 groups in the last normalisation: with one channel
+    a group it would take an image's mean colour away.
+    """
+    vae = AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        block_out_channels=(64, 32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        sample_size=64,
+        force_upcast=True,
+    )
+    with torch.no_grad():  # a posterior narrow from the start: nothing is learnt through noise of unit size
+        vae.quant_conv.bias[4:] = -6
+    return vae
+
+
+def tiny_unet() -> UNetSpatioTemporalConditionModel:
+    """A new U-Net of two levels, 64 and 96 channels, one layer a block."""
+    return UNetSpatioTemporalConditionModel(
+        sample_size=16,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal",) * 2,
+        up_block_types=("CrossAttnUpBlockSpatioTemporal",) * 2,
+        block_out_channels=(64, 96),
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=96,
+        layers_per_block=1,
+        cross_attention_dim=EMBEDDING,
+        num_attention_heads=(2, 3),
+        num_frames=2,
+    )
+
+
+def tiny_image_encoder() -> CLIPVisionModelWithProjection:
+    """A new CLIP vision tower; it stays random and frozen, a fixed projection of the image."""
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=224,
+            patch_size=32,
+            projection_dim=EMBEDDING,
+        )
+    )
+
+
+def tiny_control_encoder() -> ControlEncoder:
+    return ControlEncoder(widths=(32, 64, 96), out_channels=64)
+
+
+def tiny_scheduler() -> EulerDiscreteScheduler:
+    """SVD's scheduler over noise levels 0.02 to 40."""
+    return EulerDiscreteScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        timestep_spacing="leading",
+        timestep_type="continuous",
+        steps_offset=1,
+        use_karras_sigmas=True,
+        sigma_min=0.02,
+        sigma_max=40.0,
+    )
+
+
+def write_tiny(
+    folder: str | Path, vae: AutoencoderKLTemporalDecoder, unet_weights: bool = False, seed: int = 0
+) -> Path:
+    """Writes the tiny build in SVD's folder format, half precision; all but the VAE is random from `seed`.
+
+    Args:
+        unet_weights: also write the U-Net's random weights; else its config alone.
+    """
+    folder = Path(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet, image_encoder, control = tiny_unet(), tiny_image_encoder(), tiny_control_encoder()
+    if unet_weights:
+        unet.half().save_pretrained(folder / "unet")
+    else:
+        unet.save_config(folder / "unet")
+    control.save_config(folder / "control_encoder")
+    vae.half().save_pretrained(folder / "vae")
+    image_encoder.half().save_pretrained(folder / "image_encoder")
+    tiny_scheduler().save_pretrained(folder / "scheduler")
+    return folder
+
+
+if __name__ == "__main__":
+    write_tiny(sys.argv[2], AutoencoderKLTemporalDecoder.from_pretrained(sys.argv[1]))

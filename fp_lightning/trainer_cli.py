@@ -1,0 +1,86 @@
+"""LightningCLI as this project uses it: stacked recipes, one run folder, errors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import warnings
+from pathlib import Path
+
+import lightning as L
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+
+from fp_lightning.cli import RECIPES, TRAINER_COMMANDS
+from fp_lightning.errors import InputError
+
+RUN_RECIPE = RECIPES / "run.yaml"  # what every run writes; read before the recipes that a command names
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes `<run>/config.{fit,validate,…}.yaml`, so that a command never replaces another's."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"config.{trainer.state.fn.value}.yaml"  # type: ignore[union-attr]
+        beside = path.with_suffix(".part")
+        self.parser.save(self.config, beside, skip_none=False, overwrite=True, multifile=False)
+        os.replace(beside, path)
+
+
+class EditCLI(LightningCLI):
+    """Command-line arguments win over what a checkpoint remembers: its hyper-parameters are not read."""
+
+    def _parse_ckpt_path(self) -> None:
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and path not in ("last", "best", "hpc", "registry") and not Path(path).is_file():
+            raise InputError(f"no checkpoint {path}; a run keeps its own in checkpoints/last.ckpt and best.ckpt")
+
+
+def run(command: str) -> None:
+    """Runs `fit`, `validate`, `test` or `predict` as `sys.argv` says.
+
+    Raises:
+        InputError: a recipe or an option is wrong; one line that names it.
+    """
+    quiet()
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    common = {"parser_mode": "omegaconf+", "exit_on_error": False}
+    subcommands = {name: {**common, "default_config_files": [str(RUN_RECIPE)]} for name in TRAINER_COMMANDS}
+    try:
+        EditCLI(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            parser_kwargs={**common, **subcommands},
+        )
+    except argparse.ArgumentError as error:
+        raise InputError(one_line(str(error), command)) from error
+
+
+def one_line(message: str, command: str) -> str:
+    """jsonargparse's tree of failed alternatives → its innermost complaints, on one line."""
+    lines = [re.sub(r"^[-\s]+", "", line).strip() for line in message.splitlines()]
+    telling = [
+        line for line in lines if re.search(r"not accepted|not expected|required|Unable to|No such|must|got", line)
+    ]
+    chosen = list(dict.fromkeys(telling or lines[:3]))
+    return f"{'; '.join(chosen).rstrip('.')}; `fp-lightning {command} --help` and the recipes list what is accepted"
+
+
+def quiet() -> None:
+    """Silences notices that no user can act on."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*JsonargparseDeprecationWarning.*")
+    warnings.filterwarnings("ignore", module="jsonargparse")
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+    )

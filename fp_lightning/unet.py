@@ -1,0 +1,135 @@
+"""SVD's U-Net with an attention kind and a place where the control response enters."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from fp_lightning.control import inject
+from fp_lightning.matching import (
+    FRAMES,
+    AttentionKind,
+    Correspondence,
+    MatchingAttnProcessor,
+    MatchingCall,
+    MatchQueries,
+    install_attention,
+    spatial_attentions,
+)
+
+
+class FramePainterUNet(UNetSpatioTemporalConditionModel):
+    """`UNetSpatioTemporalConditionModel` for two frames, the source image and its edit.
+
+    Without arguments it is SVD's network with the paper's matching attention. Saved and loaded by
+    diffusers like any model; its keys are SVD's own, and `*.attn1.processor.*` for the branch.
+
+    Args:
+        attention: "matching", "cross_frame" or "temporal", see `install_attention`.
+        match_queries: which frames ask in matching attention: "target" (paper) or "both" (released).
+        The others are `UNetSpatioTemporalConditionModel`'s.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | None = 96,
+        in_channels: int = 8,
+        out_channels: int = 4,
+        down_block_types: tuple[str, ...] = ("CrossAttnDownBlockSpatioTemporal",) * 3 + ("DownBlockSpatioTemporal",),
+        up_block_types: tuple[str, ...] = ("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * 3,
+        block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
+        addition_time_embed_dim: int = 256,
+        projection_class_embeddings_input_dim: int = 768,
+        layers_per_block: int | tuple[int, ...] = 2,
+        cross_attention_dim: int | tuple[int, ...] = 1024,
+        transformer_layers_per_block: int | tuple[int, ...] = 1,
+        num_attention_heads: int | tuple[int, ...] = (5, 10, 20, 20),
+        num_frames: int = FRAMES,
+        attention: AttentionKind = "matching",
+        match_queries: MatchQueries = "target",
+    ) -> None:
+        super().__init__(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            addition_time_embed_dim=addition_time_embed_dim,
+            projection_class_embeddings_input_dim=projection_class_embeddings_input_dim,
+            layers_per_block=layers_per_block,
+            cross_attention_dim=cross_attention_dim,
+            transformer_layers_per_block=transformer_layers_per_block,
+            num_attention_heads=num_attention_heads,
+            num_frames=num_frames,
+        )
+        install_attention(self, attention, match_queries)
+        self._control: tuple[Tensor, Tensor] | None = None
+        self.down_blocks[0].register_forward_hook(self._inject)
+
+    @classmethod
+    def from_svd(
+        cls,
+        unet: UNetSpatioTemporalConditionModel,
+        attention: AttentionKind = "matching",
+        match_queries: MatchQueries = "target",
+    ) -> FramePainterUNet:
+        """The network over the tensors of an SVD U-Net, not copied; the branch starts from its weights."""
+        with torch.device("meta"):
+            model = cls.from_config(dict(unet.config), attention=attention, match_queries=match_queries)
+        model.load_state_dict(unet.state_dict(), strict=False, assign=True)
+        for attn in spatial_attentions(model).values():
+            if isinstance(attn.processor, MatchingAttnProcessor):
+                attn.processor.to_empty(device=unet.device).to(unet.dtype).copy_from(attn)
+        return model.requires_grad_(True)
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: Tensor,
+        c_noise: Tensor,
+        embedding: Tensor,
+        added_time_ids: Tensor,
+        response: Tensor | None = None,
+        control_scale: Tensor | None = None,
+        correspondence: Correspondence | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One call of the network F.
+
+        Args:
+            sample: [b, 2, in_channels, h, w], noisy latents and image latents.
+            c_noise: [b], ¼ ln σ.
+            embedding: [b, 1, cross_attention_dim] of the source image.
+            added_time_ids: [b, 3], (fps − 1, motion bucket, noise augmentation).
+            response: [b, f, c, H, W] of the control encoder: f = 1 for the target alone (paper), 2 for both frames.
+            control_scale: [b] factor of the response.
+            correspondence: asks for the matching losses.
+
+        Returns:
+            The output [b, 2, out_channels, h, w], and the matching loss of each layer by name.
+        """
+        call = MatchingCall(correspondence)
+        for attn in spatial_attentions(self).values():
+            if isinstance(attn.processor, MatchingAttnProcessor):
+                attn.processor.call = call
+        if response is not None and control_scale is not None:
+            self._control = (response, control_scale)
+        try:
+            output = super().forward(sample, c_noise, embedding, added_time_ids, return_dict=False)[0]
+        finally:
+            self._control, call.open = None, False
+        return output, call.losses
+
+    def _inject(self, block: nn.Module, args, output: tuple[Tensor, tuple[Tensor, ...]]):
+        """Adds the control response after the first block; its skip features never see it."""
+        if self._control is None:
+            return None
+        features, skips = output
+        response, scale = self._control
+        frames = response.shape[1]
+        video = features.unflatten(0, (-1, FRAMES))
+        changed = inject(video[:, -frames:].flatten(0, 1), response.flatten(0, 1), scale.repeat_interleave(frames))
+        video = torch.cat([video[:, :-frames], changed.unflatten(0, (-1, frames))], 1)
+        return video.flatten(0, 1), skips

@@ -1,0 +1,61 @@
+"""What several tests share: a tiny editor, a batch of exact scenes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fp_lightning.backbone import Backbone
+from fp_lightning.editor import FramePainter
+from fp_lightning.scenes import Scene
+from fp_lightning.signals.sketch import sketch
+from fp_lightning.tiny import tiny_control_encoder, tiny_image_encoder, tiny_scheduler, tiny_unet, tiny_vae, write_tiny
+from fp_lightning.types import EditBatch, to_unit_range
+from fp_lightning.unet import FramePainterUNet
+
+torch.set_num_threads(1)
+
+
+def make_batch(count: int = 2, size: int = 64, first_seed: int = 0) -> EditBatch:
+    """`count` procedural scenes with exact tracks and their sketches."""
+    samples = []
+    for seed in range(first_seed, first_seed + count):
+        pair = Scene(seed, (size, size)).pair(stride=4)
+        samples.append(
+            EditBatch(
+                source=to_unit_range(pair.source)[None],
+                target=to_unit_range(pair.target)[None],
+                control=sketch(pair)[None],
+                tracks=pair.tracks[None],
+                visible=pair.visible[None],
+                moving=pair.moving()[None],
+                name=[f"scene-{seed}"],
+            )
+        )
+    return EditBatch.cat(samples)
+
+
+def make_editor(
+    attention: str = "matching", match_queries: str = "target", noisy: bool = True, **options
+) -> FramePainter:
+    """A tiny editor with random weights; `noisy` also gives the zeroed layers values, so that they matter."""
+    torch.manual_seed(0)
+    unet = FramePainterUNet.from_svd(tiny_unet(), attention, match_queries)
+    if noisy:
+        for name, parameter in unet.named_parameters():
+            if ".processor.to_out" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    backbone = Backbone(unet, tiny_control_encoder(), tiny_vae(), tiny_image_encoder(), tiny_scheduler())
+    return FramePainter(*vars(backbone).values(), **options).eval()
+
+
+@pytest.fixture
+def batch() -> EditBatch:
+    return make_batch()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A folder in SVD's format with random tiny weights, the U-Net's too."""
+    torch.manual_seed(0)
+    return write_tiny(tmp_path_factory.mktemp("model") / "svd", tiny_vae(), unet_weights=True)

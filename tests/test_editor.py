@@ -1,0 +1,178 @@
+"""The joined network: sizes, freezing, losses, dropout, batching."""
+
+import pytest
+import torch
+from conftest import make_batch, make_editor
+
+from fp_lightning.control import ControlEncoder
+from fp_lightning.editor import Condition
+from fp_lightning.errors import InputError
+from fp_lightning.unet import FramePainterUNet
+
+
+def count(module, keep=lambda name: True) -> int:
+    return sum(p.numel() for name, p in module.named_parameters() if keep(name))
+
+
+def test_full_size_network_has_svds_parameters_and_the_papers_branch():
+    with torch.device("meta"):
+        unet = FramePainterUNet()
+    branch = [name for name, _ in unet.named_parameters() if ".processor." in name]
+    assert count(unet, lambda name: ".processor." not in name) == 1_524_623_082
+    assert len(branch) == 80
+    assert count(unet, lambda name: ".processor." in name) == 49_574_080
+
+
+def test_full_size_control_encoder_has_the_released_shape():
+    with torch.device("meta"):
+        encoder = ControlEncoder()
+    assert count(encoder) == 3_526_400
+    assert len(encoder.state_dict()) == 52
+
+
+def test_tiny_build_stays_small():
+    assert count(make_editor()) <= 8_000_000
+
+
+def test_frozen_parts_are_bit_identical_after_steps():
+    editor = make_editor().train()
+    before = [p.clone() for part in editor.frozen for p in part.parameters()]
+    trained = editor.unet.conv_in.weight.clone()
+    optimizer = torch.optim.AdamW([p for p in editor.parameters() if p.requires_grad], lr=1e-2)
+    for step in range(2):
+        optimizer.zero_grad()
+        editor.losses(make_batch(), torch.Generator().manual_seed(step)).total.backward()
+        optimizer.step()
+    after = [p for part in editor.frozen for p in part.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not torch.equal(trained, editor.unet.conv_in.weight)
+
+
+def test_frozen_parts_stay_in_evaluation_mode():
+    editor = make_editor().train()
+    assert editor.unet.training and not editor.vae.training and not editor.image_encoder.training
+
+
+def test_every_trainable_weight_gets_a_gradient():
+    editor = make_editor().train()
+    editor.losses(make_batch(), torch.Generator().manual_seed(0)).total.backward()
+    unused = [n for n, p in editor.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused == []
+
+
+def test_losses_repeat_with_the_generator():
+    editor, batch = make_editor(), make_batch()
+    first, again, other = (editor.losses(batch, torch.Generator().manual_seed(s)).total for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_without_source_reconstruction_the_source_frame_has_no_loss():
+    editor = make_editor(reconstruct_source=False)
+    clean = {}
+    original = editor.denoise
+
+    def spoilt(x, sigma, condition, correspondence=None):
+        out, losses = original(x, sigma, condition, correspondence)
+        clean["x"] = out
+        return torch.cat([out[:, :1] + 100, out[:, 1:]], 1), losses
+
+    plain = editor.losses(make_batch(), torch.Generator().manual_seed(0)).diffusion
+    editor.denoise = spoilt
+    assert torch.equal(plain, editor.losses(make_batch(), torch.Generator().manual_seed(0)).diffusion)
+    editor.reconstruct_source = True
+    assert editor.losses(make_batch(), torch.Generator().manual_seed(0)).diffusion > plain + 100
+
+
+def test_matching_weight_adds_the_loss():
+    batch = make_batch()
+    losses = make_editor(matching_weight=3.0).losses(batch, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(losses.total, losses.diffusion + 3 * losses.matching)
+    assert losses.matching > 0
+
+
+@pytest.mark.parametrize("attention", ["cross_frame", "temporal"])
+def test_attention_without_a_branch_has_no_matching_loss(attention):
+    losses = make_editor(attention).losses(make_batch(), torch.Generator().manual_seed(0))
+    assert losses.matching.item() == 0 and losses.total == losses.diffusion
+
+
+def test_batch_of_two_is_two_batches_of_one():
+    editor, batch = make_editor(), make_batch(2)
+    x = torch.randn(2, 2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    sigma, noise = torch.tensor([0.5, 3.0]), torch.zeros_like(batch.source)
+    with torch.no_grad():
+        whole = editor.condition(batch, noise, torch.full((2,), 0.02))
+        together = editor.denoise(x, sigma, whole)[0]
+        for i in range(2):
+            one = Condition(*(getattr(whole, f)[i : i + 1] for f in Condition.__dataclass_fields__))
+            alone = editor.denoise(x[i : i + 1], sigma[i : i + 1], one)[0]
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_frequencies():
+    """r < 2p: embedding; p ≤ r < 3p: image; both: control too (p = 0.1)."""
+    editor, seen = make_editor(dropout=0.1), []
+    batch = make_batch(1)
+    batch = type(batch).cat([batch] * 50)
+    editor.embed = lambda source: torch.ones(len(source), 1, 32)
+    editor.encode = lambda image: torch.ones(len(image), 4, 16, 16)
+
+    def record(x, sigma, condition, correspondence=None):
+        seen.append(
+            torch.stack(
+                [
+                    condition.embedding.flatten(1)[:, 0],
+                    condition.image_latents.flatten(1)[:, 0],
+                    condition.control_scale,
+                ],
+                1,
+            )
+        )
+        return x, {}
+
+    editor.denoise = record
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        editor.losses(batch, generator)
+    kept = torch.cat(seen)
+    share = {
+        tuple(row): (kept == torch.tensor(row)).all(1).float().mean().item()
+        for row in ((1.0, 1.0, 1.0), (0.0, 1.0, 1.0), (1.0, 0.0, 1.0), (0.0, 0.0, 0.0))
+    }
+    assert sum(share.values()) == pytest.approx(1)
+    for row, expected in zip(share, (0.7, 0.1, 0.1, 0.1), strict=True):
+        assert share[row] == pytest.approx(expected, abs=0.02), row
+
+
+def test_decoding_inverts_the_scaling_of_encoding():
+    editor, batch = make_editor(), make_batch(2)
+    latents = editor.encode(torch.stack([batch.source, batch.target], 1).flatten(0, 1)).unflatten(0, (2, 2))
+    with torch.no_grad():
+        expected = editor.vae.decode(latents.flatten(0, 1), num_frames=2).sample.clamp(-1, 1)
+    decoded = editor.decode(latents * editor.vae.config.scaling_factor)
+    torch.testing.assert_close(decoded.flatten(0, 1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_vae_is_raised_where_it_asks_for_it():
+    editor = make_editor()
+    editor.vae.half()
+    assert editor.encode(make_batch(1).source).dtype == torch.float32
+    assert editor.vae.dtype == torch.float32
+
+
+def test_sizes_that_do_not_fit_are_named_with_the_nearest():
+    editor = make_editor()
+    with pytest.raises(InputError, match="height must be a multiple of 8, got 60; try 56 or 64"):
+        editor.check_size((60, 64))
+    with pytest.raises(InputError, match=r"height .* got 1;.*width .* got 7;"):
+        editor.check_size((1, 7))
+
+
+def test_full_size_wants_multiples_of_64():
+    with torch.device("meta"):
+        unet = FramePainterUNet()
+    editor = make_editor()
+    editor.unet, editor.vae.config.block_out_channels = unet, (1, 1, 1, 1)
+    editor.check_size((576, 1024))
+    with pytest.raises(InputError, match="width must be a multiple of 64, got 1000; try 960 or 1024"):
+        editor.check_size((576, 1000))
