@@ -122,7 +122,7 @@ def clip_network(name_or_folder: str, device: torch.device, download: bool) -> A
         network, loaded = loader.from_pretrained(
             name_or_folder, local_files_only=not download, output_loading_info=True, dtype=torch.float32
         )
-    if False:
+    if loaded["missing_keys"]:
         raise OSError(f"{name_or_folder} lacks {', '.join(sorted(loaded['missing_keys']))}")
     if network.config.projection_dim != CLIP_WIDTH:
         raise InputError(

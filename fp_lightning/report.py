@@ -284,7 +284,7 @@ th:first-child, .settings td { text-align: left }
 tr:first-child th { color: var(--soft); font-size: 13px; vertical-align: bottom }
 th small { display: block; font-size: inherit }
 th span, td.none, .note { color: var(--soft) }
-td b { font-weight: 650 }
+td b { font-weight: 650 } .metrics td { white-space: nowrap }
 .good { color: var(--good) } .bad { color: var(--bad) }
 .settings th { color: var(--soft); font-size: 15px; width: 30%; vertical-align: top }
 .settings td { overflow-wrap: anywhere }
@@ -301,5 +301,6 @@ img.small { image-rendering: pixelated }
 figcaption { font-size: 13px; color: var(--soft); margin-top: 4px }
 div.none { display: grid; place-items: center; border: 1px dashed var(--line); border-radius: 4px;
   color: var(--soft); font-size: 13px }
-@media (max-width: 640px) { .row, .tiles { grid-template-columns: 1fr 1fr } }
+@media (max-width: 640px) { .row, .tiles { grid-template-columns: 1fr 1fr }
+  .tiles p:first-child { grid-column: span 2 } }
 """

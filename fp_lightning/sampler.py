@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Sampling:
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, progress: Progress | None = None) -> Tensor:
     """Integrates dx/dσ = (x − D(x; σ)) / σ along `sigmas` [n + 1] (Karras et al. 2022, Algorithm 1, first order)."""
-    for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for step, (sigma, following) in enumerate(pairwise(sigmas)):
         slope = (x - denoise(x, sigma, step)) / sigma
         x = x + slope * (following - sigma)
         if progress is not None:

@@ -3,7 +3,8 @@
 A folder of pairs is `manifest.json` beside `shards/NAME.safetensors`. Pair i of a file has the byte
 tensors `i.source`, `i.target` (8-bit PNG), `i.flow_to_source`, `i.flow_to_target` and `i.tracks`
 (16-bit PNG as in KITTI: value · 64 + 2^15, so ±512 px in steps of 1/64 px; tracks as displacements
-from their own token's centre, visibility in the third channel); `meta` is JSON in the header.
+from their own token's centre, visibility in the third channel); the video's name and
+each pair's `meta` are JSON in the header.
 """
 
 from __future__ import annotations
@@ -69,9 +70,9 @@ def write_shard(root: str | Path, video: str, pairs: Sequence[VideoPair]) -> Pat
         except InputError as error:
             raise InputError(f"pair {index} of {video}: {error}") from error
     path = shard_path(root, video)
-    metadata = {"video": video, "count": str(len(pairs)), "meta": json.dumps([pair.meta for pair in pairs])}
+    header = json.dumps({"video": video, "meta": [pair.meta for pair in pairs]})
     with written_beside(path) as partial:
-        save_file(tensors, str(partial), metadata)
+        save_file(tensors, str(partial), {"header": header})  # one entry: their order is not fixed
     return path
 
 
@@ -116,7 +117,7 @@ class PairStore:
             }
             moved, visible = _png_to_flow(shard.get_tensor(f"{inner}.tracks"))
             source, target = (_png_to_image(shard.get_tensor(f"{inner}.{key}")) for key in ("source", "target"))
-            meta = json.loads(shard.metadata()["meta"])[inner]
+            meta = json.loads(shard.metadata()["header"])["meta"][inner]
         tracks = moved + token_centres(moved, (source.shape[1], source.shape[2]))
         return VideoPair(source, target, **flows, tracks=tracks, visible=visible, meta=meta)
 
@@ -128,8 +129,8 @@ def read_header(path: Path) -> dict[str, Any]:
         InputError: the file is not a whole shard.
     """
     with _readable(path), safe_open(str(path), "numpy") as shard:
-        metadata = shard.metadata()
-        return {"video": metadata["video"], "meta": json.loads(metadata["meta"])}
+        header: dict[str, Any] = json.loads(shard.metadata()["header"])
+        return header
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from fp_lightning.errors import InputError
-from fp_lightning.metrics import CLIP_WIDTH, SCORES, EditMetrics, clip_features, frechet_distance, psnr, ssim
+from fp_lightning.metrics import CLIP_WIDTH, EXACT, SCORES, EditMetrics, clip_features, frechet_distance, psnr, ssim
 from fp_lightning.types import EditBatch, to_uint8, to_unit_range
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torchvision")  # lpips's old arguments
@@ -273,6 +273,7 @@ def test_half_precision_of_the_module_lowers_no_score():
     lowered = EditMetrics().to(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         lowered.update(edited, batch)
+    assert {lowered.n.dtype, lowered.totals.dtype, lowered.counts.dtype} == {EXACT}
     assert lowered.compute() == scores_of((edited, batch))
 
 

@@ -21,7 +21,7 @@ class PairFilter:
 
     still: float = 1.0  # a pixel is still if its flow is below this
     texture: float = 2.0  # where flow can be measured: mean gradient in 8-bit levels per pixel
-    min_still: float = 0.12  # least still share of textured pixels, else camera_or_global_motion
+    min_still: float = 0.15  # least share of still pixels, see `camera_moves`, else camera_or_global_motion
     max_inconsistent: float = 0.35  # share of pixels whose flow there and back disagrees at most, else inconsistent
     max_unmatched: float = 0.9  # the same share of the pixels that change, else inconsistent
     light: float = 12.0  # change of colour, in 8-bit levels, beyond which a resting pixel has other light
@@ -31,15 +31,17 @@ class PairFilter:
     min_moving: float = 0.01  # least share of moving pixels, else motion_too_small
 
     def camera_moves(self, flow: Tensor, image: NDArray[np.uint8]) -> bool:
-        """Whether too little rests where `image` [h, w, 3] has texture; `flow` [2, h, w] is as measured, not settled.
+        """Whether too little rests, in all of `image` [h, w, 3] and where it has texture.
 
-        Cuts are caught here as well: hardly anything stays where it was. So is a wholly textureless image.
+        `flow` [2, h, w] is as measured, not settled. Both, since flow guesses where there is no texture,
+        and since the only texture may be that of a moving thing. Most cuts are caught here as well.
         """
         grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 1)
         dx, dy = (cv2.Sobel(grey, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
         textured = torch.from_numpy(cv2.blur(np.hypot(dx, dy), (9, 9)) > self.texture)
         still = _length(flow) < self.still
-        return bool((still & textured).sum() < self.min_still * textured.sum().clamp(min=1))
+        rests = max(float(still.float().mean()), float(still[textured].float().sum() / textured.sum().clamp(min=1)))
+        return rests < self.min_still
 
     def reason(self, pair: VideoPair) -> str | None:
         """Why a pair of a static camera is rejected, or None to keep it.

@@ -57,8 +57,8 @@ def settle(
         difference -= cv2.blur(difference, (around, around))
         return cv2.blur(np.abs(difference).sum(-1), (window, window))
 
-    moves = (error(moved) + margin < error(second) * ratio).astype(np.uint8)
-    moves = cv2.medianBlur(moves, 5)
+    better = (error(moved) + margin < error(second) * ratio).astype(np.uint8)
+    moves = cv2.medianBlur(better, 5)
     settled = [cv2.medianBlur(np.ascontiguousarray(component * moves), 5) for component in (u, v)]
     return torch.from_numpy(np.stack(settled).astype(np.float32))
 

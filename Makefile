@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= runs/quickstart
+STEPS ?= 400
+VIDEOS ?=
+export OMP_NUM_THREADS ?= 2
+
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+install: $(VENV)/.installed ## a virtual environment with the package and the developer tools
+
+quickstart: $(VENV)/.installed ## clips (or VIDEOS="a.mp4 folder"), pairs, fit, validate, predict with the tiny build
+	$(VENV)/bin/fp-lightning quickstart --out $(OUT) --steps $(STEPS) $(if $(VIDEOS),--videos $(VIDEOS))
+
+test: $(VENV)/.installed ## lint, types and the tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+
+lint: $(VENV)/.installed ## ruff and mypy, with fixes where they are safe
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/mypy
+
+.PHONY: help install quickstart test lint
+.DEFAULT_GOAL := help
