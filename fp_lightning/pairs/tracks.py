@@ -38,7 +38,7 @@ def tracks_from_flow(
     x = (torch.arange(width // stride) + 0.5) * stride
     centres = torch.stack(torch.meshgrid(x, y, indexing="xy"))
     to_source = sample(flow_to_source, centres)
-    tracks = centres - to_source
+    tracks = centres + to_source
     back = sample(flow_to_target, tracks)
     error = (to_source + back).square().sum(0)
     allowed = alpha * (to_source.square() + back.square()).sum(0) + beta * (width / 512) ** 2
