@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from fp_lightning.report import write_atomic
+from fp_lightning.files import write_atomic
 
 
 class MetricsCSV(Callback):

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from fp_lightning.report import encode, write_atomic
-from fp_lightning.types import EditBatch, to_uint8
+from fp_lightning.files import write_atomic
+from fp_lightning.images import unsqueeze
+from fp_lightning.report import encode
+from fp_lightning.types import EditBatch
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -43,10 +44,8 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         for i, (name, image) in enumerate(zip(batch.name, prediction.float(), strict=True)):
-            size = batch.full_size[i] if batch.full_size else image.shape[-2:]
-            if tuple(size) != tuple(image.shape[-2:]):
-                image = F.interpolate(image[None], tuple(size), mode="bicubic", antialias=True)[0]
-            write_atomic(self._folder(trainer) / f"{name}.png", encode(to_uint8(image).cpu()))
+            size = batch.full_size[i] if batch.full_size else (image.shape[-2], image.shape[-1])
+            write_atomic(self._folder(trainer) / f"{name}.png", encode(unsqueeze(image, size)))
             self._written += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.inputs import InputImage, list_inputs
-from datamodules.splits import SPLITS, EpochSampler, Split, split_videos, spread
+from datamodules.splits import (
+    SPLITS,
+    EpochSampler,
+    ResumableLoader,
+    SkippingBatchSampler,
+    Split,
+    split_videos,
+    spread,
+)
 from fp_lightning.errors import InputError
 from fp_lightning.shards import PairStore
 from fp_lightning.types import EditBatch, VideoPair, to_unit_range
@@ -148,19 +156,18 @@ class EditDataModule(L.LightningDataModule, ABC):
         return self._loader("predict")
 
     def _loader(self, split: Split | Literal["predict"]) -> DataLoader[EditBatch]:
-        train = split == "train"
         samples = Samples(self, split)
-        return DataLoader(
-            samples,
-            batch_size=self.batch_size,
-            sampler=EpochSampler(len(samples), self.seed) if train else None,
-            drop_last=train and len(samples) >= self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=EditBatch.cat,
-            worker_init_fn=_one_thread,
-        )
+        options: dict[str, Any] = {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": EditBatch.cat,
+        }
+        if split != "train":
+            return DataLoader(samples, batch_size=self.batch_size, **options)
+        order = EpochSampler(len(samples), self.seed)
+        batches = SkippingBatchSampler(order, self.batch_size, drop_last=len(samples) >= self.batch_size)
+        return ResumableLoader(samples, batch_sampler=batches, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         """Loader processes get the data module without its trainer."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from fp_lightning.errors import InputError
+from fp_lightning.images import squeeze, strokes
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 SIGNALS = (".sketch", ".coarse", ".points")
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,7 @@ class InputImage:
 
     def resized(self, size: tuple[int, int]) -> Tensor:
         """uint8 [3, h, w] at `size` (height, width), antialiased."""
-        image = read_image(self.path).convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return squeeze(read_image(self.path), size)
 
     def signal(self, suffix: str) -> Path:
         """The file NAME + suffix beside the image.
@@ -87,26 +82,9 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_sketch(path: Path, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A user's sketch as white strokes on black, float [3, h, w] in {0, 1} at `size` (height, width).
-
-    Strokes are what is opaque, where the sketch has transparency; otherwise what is bright, or what
-    is dark if most of the sketch is bright (ink on paper). A pixel is set if any part of a stroke
-    falls into it, so that thin strokes survive shrinking. Says so when it inverts, and when the
-    sketch's size is not `image_size`.
+    """A user's sketch as control image, float [3, h, w] at `size` (height, width), see `strokes`.
 
     Raises:
         InputError: it does not decode.
     """
-    drawn = read_image(path)
-    if (drawn.height, drawn.width) != image_size:
-        logger.warning(
-            "%s is %dx%d, its image %dx%d (width x height): the sketch is stretched to fit",
-            path, drawn.width, drawn.height, image_size[1], image_size[0],
-        )  # fmt: skip
-    alpha = np.array(drawn.convert("RGBA"))[..., 3]
-    grey = alpha if alpha.min() < 128 else np.array(drawn.convert("L"))
-    strokes = grey >= 128
-    if grey is not alpha and strokes.mean() > 0.5:
-        logger.warning("%s is mostly bright: taken as dark strokes on light paper and inverted", path)
-        strokes = ~strokes
-    return F.adaptive_max_pool2d(torch.from_numpy(strokes).float()[None], size).expand(3, -1, -1).contiguous()
+    return strokes(read_image(path), image_size, size, str(path))

@@ -23,6 +23,7 @@ class SceneDataModule(SketchDataModule):
         motion: least and greatest displacement in image widths.
         turn: greatest rotation in radians.
         growth: greatest change of log scale.
+        exposure: 0 for well-lit scenes, up to 1 for a wide range of light, see `Scene`.
         stride: pixels between tracked token centres.
         inputs: folder of the user's images and sketches, for predict.
     """
@@ -40,12 +41,14 @@ class SceneDataModule(SketchDataModule):
         motion: tuple[float, float] = (0.125, 0.375),
         turn: float = 0.3,
         growth: float = 0.1,
+        exposure: float = 0.0,
         stride: int = TRACK_STRIDE,
         inputs: str | None = None,
     ) -> None:
         super().__init__(size=size, batch_size=batch_size, num_workers=num_workers, seed=seed, inputs=inputs)
         self.samples: dict[Split, int] = {"train": train_samples, "val": val_samples, "test": test_samples}
-        self.objects, self.motion, self.turn, self.growth, self.stride = objects, motion, turn, growth, stride
+        self.objects, self.motion, self.turn, self.growth = objects, motion, turn, growth
+        self.exposure, self.stride = exposure, stride
 
     def _split(self) -> None:
         """Scenes need no pairs: a seed per split keeps them apart."""
@@ -59,5 +62,5 @@ class SceneDataModule(SketchDataModule):
 
     def pair(self, split: Split, count: int) -> tuple[str, VideoPair]:
         seed = self.scene_seed(split, count)
-        scene = Scene(seed, self.size, self.objects, self.motion, self.turn, self.growth)
+        scene = Scene(seed, self.size, self.objects, self.motion, self.turn, self.growth, self.exposure)
         return f"{split}-{count}", scene.pair(stride=self.stride)

@@ -1,14 +1,16 @@
-"""Which samples a split has, and in what order training sees them."""
+"""Which samples a split has, in what order training sees them, and where it goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from itertools import islice
+from typing import Any, Literal
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from fp_lightning.errors import InputError
+from fp_lightning.types import EditBatch
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -34,6 +36,35 @@ class EpochSampler(Sampler[int]):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
         start, self.epoch = self.epoch * self.length, self.epoch + 1
         return (start + int(index) for index in order)
+
+
+class SkippingBatchSampler(BatchSampler):
+    """Batches whose next epoch leaves out the first `skip`."""
+
+    skip = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        skip, self.skip = self.skip, 0
+        return islice(super().__iter__(), skip, None)
+
+
+class ResumableLoader(DataLoader[EditBatch]):
+    """A loader that a checkpoint taken within an epoch resumes at its next batch; Lightning keeps the state."""
+
+    batch_sampler: SkippingBatchSampler
+    given = 0  # batches of this epoch
+
+    def __iter__(self) -> Iterator[EditBatch]:  # type: ignore[override]
+        self.given = self.batch_sampler.skip
+        for batch in super().__iter__():
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"given": self.given % max(1, len(self))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batch_sampler.skip = state["given"]
 
 
 def split_videos(videos: list[str], val: float, test: float, seed: int) -> dict[Split, list[str]]:

@@ -49,8 +49,9 @@ class AutoencoderModule(L.LightningModule):
     def validation_step(self, batch: EditBatch, batch_idx: int) -> None:
         posterior, video = self._encode(batch)
         decoded = self.vae.decode(posterior.mode(), num_frames=2).sample.clamp(-1, 1)
-        psnr = -10 * torch.log10(((decoded - video) / 2).square().flatten(1).mean(1))
-        self.log_dict({"val/psnr": psnr.mean(), "val/latent_std": posterior.mean.std()}, batch_size=len(batch))
+        error = (decoded - video).square().flatten(1).mean(1)
+        scores = {"val/total": error.mean(), "val/psnr": -10 * torch.log10(error / 4).mean()}
+        self.log_dict({**scores, "val/latent_std": posterior.mean.std()}, batch_size=len(batch))
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:

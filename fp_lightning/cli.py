@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from fp_lightning.errors import InputError
@@ -21,7 +22,7 @@ TRAINER_COMMANDS = {
 def main() -> int:
     """Runs `sys.argv`; returns the exit status. Bad input is one line on stderr and status 1."""
     commands: dict[str, tuple[str, Callable[[list[str]], object]]] = {
-        **{name: (text, lambda rest, name=name: _train_command(name, rest)) for name, text in TRAINER_COMMANDS.items()},
+        **{name: (text, partial(_train_command, name)) for name, text in TRAINER_COMMANDS.items()},
         "pairs": ("build training pairs from videos", _pairs),
         "clips": ("write procedural videos", _clips),
         "quickstart": ("clips, pairs, fit, validate and predict in one go", _quickstart),

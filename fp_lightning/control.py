@@ -86,5 +86,5 @@ def inject(features: Tensor, response: Tensor, scale: Tensor) -> Tensor:
     mean, std = features.mean(dims, keepdim=True), features.std(dims, keepdim=True)
     own_mean, own_std = response.mean(dims, keepdim=True), response.std(dims, keepdim=True)
     response = (response - own_mean) * (std / (own_std + 1e-5)) + mean
-    response = F.adaptive_avg_pool2d(response, features.shape[-2:])
+    response = F.adaptive_avg_pool2d(response, (features.shape[-2], features.shape[-1]))
     return features + response * scale.to(features.dtype)[:, None, None, None]

@@ -54,7 +54,7 @@ class FramePainterModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.editor = editor
-        self.learning_rate, self.betas, self.weight_decay = learning_rate, tuple(betas), weight_decay
+        self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.warmup, self.schedule, self.seed = warmup, schedule, seed
         self.sampling = sampling or Sampling()
         self.edit_metrics = metrics or EditMetrics()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,18 +9,16 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, DiffusionPipeline, EulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from PIL import Image
-from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.functional import to_pil_image
 from transformers import CLIPVisionModelWithProjection
 
 from fp_lightning.control import INJECTION_FACTOR, ControlEncoder
 from fp_lightning.editor import FramePainter
 from fp_lightning.errors import InputError
+from fp_lightning.images import squeeze, strokes, unsqueeze
 from fp_lightning.sampler import Sampling, sample
-from fp_lightning.types import EditBatch, to_uint8, to_unit_range
+from fp_lightning.types import EditBatch, to_unit_range
 from fp_lightning.unet import FramePainterUNet
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -103,7 +100,7 @@ class FramePainterPipeline(DiffusionPipeline):
 
         Args:
             image: RGB, any size.
-            sketch: white strokes on black, one an image; resized to its image, with a warning, if it differs.
+            sketch: one an image; what counts as a stroke is said in `strokes`.
             num_inference_steps, guidance_scale, control_scale: see `Sampling`.
             generator: one for all, or one an image; on the CPU. None draws new noise at every call.
 
@@ -111,41 +108,30 @@ class FramePainterPipeline(DiffusionPipeline):
             InputError: no or too few sketches or generators.
         """
         images = image if isinstance(image, list) else [image]
-        sketches = sketch if isinstance(sketch, list) else [sketch] * (1 if sketch is not None else 0)
+        sketches = sketch if isinstance(sketch, list) else [] if sketch is None else [sketch]
         if len(sketches) != len(images):
             raise InputError(f"{len(images)} images need as many sketches, got {len(sketches)}; pass sketch=[…]")
         if isinstance(generator, list) and len(generator) != len(images):
             raise InputError(f"{len(images)} images need as many generators, got {len(generator)}, or a single one")
-        if isinstance(generator, list):
-            generators = generator
-        else:
-            first = generator or torch.Generator().manual_seed(torch.seed() % 2**63)
-            seeds = torch.randint(2**62, (len(images),), generator=first).tolist()
-            generators = [first] if len(images) == 1 else [torch.Generator().manual_seed(seed) for seed in seeds]
-
-        device = self._execution_device
+        if not isinstance(generator, list):
+            generator = self._one_each(generator or torch.Generator().manual_seed(torch.seed() >> 1), len(images))
+        size, shapes = tuple(self.config.size), [(item.height, item.width) for item in images]
         batch = EditBatch(
-            source=torch.stack([to_unit_range(self._pixels(item)) for item in images]),
-            control=torch.stack([self._control(s, i) for s, i in zip(sketches, images, strict=True)]),
+            source=to_unit_range(torch.stack([squeeze(item, size) for item in images])),
+            control=torch.stack([strokes(drawn, shape, size) for drawn, shape in zip(sketches, shapes, strict=True)]),
             name=[str(index) for index in range(len(images))],
-        ).to(device)
+        ).to(self._execution_device)
         settings = Sampling(num_inference_steps, guidance_scale, control_scale)
         with self.progress_bar(total=num_inference_steps) as bar:
-            edited = sample(self.editor, batch, settings, generators, lambda step, latents: bar.update())
+            edited = sample(self.editor, batch, settings, generator, lambda step, latents: bar.update())
         self.maybe_free_model_hooks()
-        results = [to_pil_image(to_uint8(result).cpu()) for result in edited]
-        return FramePainterOutput(
-            images=[
-                result.resize(item.size, Image.Resampling.LANCZOS) for result, item in zip(results, images, strict=True)
-            ]
-        )
+        results = [unsqueeze(result, shape) for result, shape in zip(edited, shapes, strict=True)]
+        return FramePainterOutput(images=[to_pil_image(result) for result in results])
 
-    def _pixels(self, image: Image.Image) -> Tensor:
-        """uint8 [3, h, w] at the network's size."""
-        height, width = self.config.size
-        return pil_to_tensor(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
-
-    def _control(self, sketch: Image.Image, image: Image.Image) -> Tensor:
-        if sketch.size != image.size:
-            logger.warning("the sketch is %d×%d, its image %d×%d: the sketch is resized", *sketch.size, *image.size)
-        return self._pixels(sketch).float() / 255
+    @staticmethod
+    def _one_each(generator: torch.Generator, count: int) -> list[torch.Generator]:
+        """A single image uses the generator itself, a batch one seeded by it for each image."""
+        if count == 1:
+            return [generator]
+        seeds = torch.randint(2**62, (count,), generator=generator).tolist()
+        return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from .files import write_atomic
 from .types import EditBatch, to_uint8
 
 COLUMNS = ("source", "signal", "edited", "target")
@@ -98,18 +98,6 @@ def encode(image: Tensor, image_format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, image_format, **options)
     return buffer.getvalue()
-
-
-def write_atomic(path: Path, data: bytes) -> Path:
-    """Writes beside `path`, then renames, so that nobody ever sees half a file; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(data)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
 
 
 def contact_sheet(samples: Sequence[ReportSample], gap: int = 2) -> Tensor:

@@ -135,6 +135,7 @@ class Scene:
             (8 to 24 px at 64 px is 0.125 to 0.375).
         turn: greatest rotation over the clip, in radians.
         growth: greatest change of log scale over the clip.
+        exposure: 0 for well-lit scenes; up to 1 adds dark, bright, flat and tinted ones.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class Scene:
         motion: tuple[float, float] = (0.125, 0.375),
         turn: float = 0.3,
         growth: float = 0.1,
+        exposure: float = 0.0,
     ) -> None:
         self.seed, self.size = seed, size
         rng = np.random.default_rng(seed)
@@ -155,6 +157,8 @@ class Scene:
         count = int(rng.integers(objects[0], objects[1] + 1))
         self.objects = [self._object(rng, aspect, motion, turn, growth) for _ in range(count)]
         self._light = rng.uniform(0.75, 1.15), rng.normal(0, 0.12, 2)  # brightness and its slope
+        self._gain = math.exp(exposure * rng.uniform(-1.2, 0.4))
+        self._grey = 0.5 + exposure * (rng.uniform(-0.45, 0.45) + rng.normal(0, 0.05, 3))  # what middle grey becomes
 
     def _object(
         self, rng: np.random.Generator, aspect: float, motion: tuple[float, float], turn: float, growth: float
@@ -218,7 +222,8 @@ class Scene:
         colour = colour.reshape(height, supersample, width, supersample, 3).mean((1, 3))
         brightness, slope = self._light
         light = brightness + (self._grid(1) - 0.5) @ slope
-        return np.clip(colour * light[..., None] * 255 + 0.5, 0, 255).astype(np.uint8)
+        developed = (colour * light[..., None] - 0.5) * self._gain + self._grey
+        return np.clip(developed * 255 + 0.5, 0, 255).astype(np.uint8)
 
     def _sample(self, image: Array, points: Array) -> Array:
         flat = (points.reshape(-1, 2) * self._texels).astype(np.float32)

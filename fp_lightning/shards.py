@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,23 +26,12 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from fp_lightning.errors import InputError
+from fp_lightning.files import written_beside
 from fp_lightning.types import VideoPair
 
 MANIFEST, FOLDER = "manifest.json", "shards"
 QUANTUM, OFFSET = 64.0, 2.0**15  # steps per pixel; the stored value of 0 px
 FLOW_LIMIT = 512 - 1 / QUANTUM  # greatest flow in pixels that can be stored
-
-
-@contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def shard_path(root: str | Path, video: str) -> Path:

@@ -17,12 +17,18 @@ from fp_lightning.control import ControlEncoder
 EMBEDDING = 32  # width of the image embedding
 
 
-def tiny_vae() -> AutoencoderKLTemporalDecoder:
-    """A new temporal-decoder VAE: 4 latent channels, 4× downsampling, 987,064 parameters.
+def tiny_vae(weights: str | None = None) -> AutoencoderKLTemporalDecoder:
+    """A temporal-decoder VAE: 4 latent channels, 4× downsampling, 987,064 parameters.
 
     The outer width is 64, since diffusers fixes 32 groups in the last normalisation: with one channel
-    a group it would take an image's mean colour away.
+    a group it would take an image's mean colour away. With two it is still the last thing to be
+    learnt, and only from scenes whose light varies much.
+
+    Args:
+        weights: folder of a trained one to go on from; None starts anew.
     """
+    if weights is not None:
+        return AutoencoderKLTemporalDecoder.from_pretrained(weights, torch_dtype=torch.float32)
     vae = AutoencoderKLTemporalDecoder(
         down_block_types=("DownEncoderBlock2D",) * 3,
         block_out_channels=(64, 32, 64),

@@ -10,11 +10,13 @@ import warnings
 from pathlib import Path
 
 import lightning as L
+import transformers
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from fp_lightning.cli import RECIPES, TRAINER_COMMANDS
 from fp_lightning.errors import InputError
+from fp_lightning.files import written_beside
 
 RUN_RECIPE = RECIPES / "run.yaml"  # what every run writes; read before the recipes that a command names
 
@@ -23,12 +25,9 @@ class RunConfig(SaveConfigCallback):
     """Writes `<run>/config.{fit,validate,…}.yaml`, so that a command never replaces another's."""
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"config.{trainer.state.fn.value}.yaml"  # type: ignore[union-attr]
-        beside = path.with_suffix(".part")
-        self.parser.save(self.config, beside, skip_none=False, overwrite=True, multifile=False)
-        os.replace(beside, path)
+        path = Path(trainer.default_root_dir) / f"config.{trainer.state.fn.value}.yaml"  # type: ignore[union-attr]
+        with written_beside(path) as partial:
+            self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
 
 
 class EditCLI(LightningCLI):
@@ -48,7 +47,7 @@ def run(command: str) -> None:
     """
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    common = {"parser_mode": "omegaconf+", "exit_on_error": False}
+    common = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
     subcommands = {name: {**common, "default_config_files": [str(RUN_RECIPE)]} for name in TRAINER_COMMANDS}
     try:
         EditCLI(
@@ -62,6 +61,15 @@ def run(command: str) -> None:
         )
     except argparse.ArgumentError as error:
         raise InputError(one_line(str(error), command)) from error
+    except ValueError as error:  # jsonargparse wraps what a constructor raises
+        raise wrapped_input_error(error) or error from error
+
+
+def wrapped_input_error(error: BaseException | None) -> InputError | None:
+    """The InputError among the causes of an error."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def one_line(message: str, command: str) -> str:
@@ -78,9 +86,11 @@ def quiet() -> None:
     """Silences notices that no user can act on."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*JsonargparseDeprecationWarning.*")
     warnings.filterwarnings("ignore", module="jsonargparse")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    transformers.utils.logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
+from diffusers import ModelMixin, UNetSpatioTemporalConditionModel  # noqa: F401  (pipelines look for ModelMixin here)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 

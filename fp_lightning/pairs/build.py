@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from fp_lightning.errors import InputError
+from fp_lightning.files import written_beside
 from fp_lightning.pairs.filters import PairFilter
 from fp_lightning.pairs.flow import FLOWS, settle
 from fp_lightning.pairs.tracks import TRACKERS
 from fp_lightning.pairs.video import Image, duration, list_videos, read_frames
-from fp_lightning.shards import FOLDER, MANIFEST, shard_path, write_shard, written_beside
+from fp_lightning.shards import FOLDER, MANIFEST, shard_path, write_shard
 from fp_lightning.types import TRACK_STRIDE, VideoPair
 
 END = 0.2  # seconds at the end of a video that are not asked for: stated lengths are not exact

@@ -1,0 +1,238 @@
+"""The real command line: every command, every recipe, and what bad input is told."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from fp_lightning.cli import RECIPES, main, recipe_path
+from fp_lightning.errors import InputError
+from fp_lightning.scenes import write_clips
+from fp_lightning.trainer_cli import one_line
+
+TINY = ["--config", "tiny", "--config", "signals/sketch"]
+SMALL = ["--data.size", "[32,32]", "--data.batch_size", "2", "--model.sampling.num_inference_steps", "1"]
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs `fp-lightning ARGUMENTS`; returns exit status, stdout, stderr."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fp-lightning", *map(str, arguments)])
+        status = main()
+        return (status, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    write_clips(folder, 4, size=(64, 64), seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(clips, tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "pairs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fp-lightning", "pairs", str(clips), "--out", str(out), "--size", "64", "64"])
+        assert main() == 0
+    return out
+
+
+def one_line_of(err: str) -> str:
+    """The command's complaint: exactly one line, and no traceback anywhere."""
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("fp-lightning: ")]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+# --- the commands
+
+
+def test_help_lists_every_command(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    for command in ("fit", "validate", "test", "predict", "pairs", "clips", "quickstart"):
+        assert f"\n  {command} " in out
+
+
+def test_fit_validate_test_predict(run, pairs, tmp_path):
+    folder = tmp_path / "run"
+    common = [*TINY, *SMALL, "--data.pairs", pairs, "--trainer.default_root_dir", folder]
+    checkpoint = ["--ckpt_path", folder / "checkpoints" / "last.ckpt"]
+    fit = ["--trainer.max_steps", 2, "--trainer.val_check_interval", 1, "--trainer.log_every_n_steps", 1]
+    assert run("fit", *common, *fit)[0] == 0
+    assert (folder / "checkpoints" / "best.ckpt").exists() and (folder / "checkpoints" / "last.ckpt").exists()
+    assert list((folder / "samples").glob("*.png")) and (folder / "tensorboard").is_dir()
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"step", "train/diffusion", "train/matching", "val/total", "val/psnr_moving"} <= rows[0].keys()
+
+    fit_config = (folder / "config.fit.yaml").read_text()
+    assert yaml.safe_load(fit_config)["trainer"]["max_steps"] == 2
+    assert run("validate", *common, *checkpoint)[0] == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["n"] > 0 and metrics["psnr_moving"] > 0 and metrics["lpips"] is None
+    assert "lpips" in metrics["not_measured"] and "psnr_moving_copy_source" in metrics
+    assert "<html" in (folder / "report.html").read_text()
+    assert run("test", *common, *checkpoint)[0] == 0
+    assert (folder / "config.fit.yaml").read_text() == fit_config
+
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(inputs / "photo.jpg")
+    Image.fromarray(np.zeros((50, 70), np.uint8)).save(inputs / "photo.sketch.png")
+    assert run("predict", *common, *checkpoint, "--data.inputs", inputs)[0] == 0
+    assert Image.open(folder / "predictions" / "photo.png").size == (70, 50)
+
+
+def test_resume_goes_on_where_the_run_was(run, pairs, tmp_path):
+    folder = tmp_path / "run"
+    common = [*TINY, *SMALL, "--data.pairs", pairs, "--trainer.default_root_dir", folder]
+    common += ["--trainer.val_check_interval", 1, "--trainer.log_every_n_steps", 1]
+    assert run("fit", *common, "--trainer.max_steps", 1)[0] == 0
+    resume = ["--ckpt_path", folder / "checkpoints" / "last.ckpt"]
+    assert run("fit", *common, "--trainer.max_steps", 2, *resume)[0] == 0
+    with (folder / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/total"]]
+    assert steps == [0, 1]
+
+
+# --- the recipes
+
+ONE_CPU = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--trainer.precision", "32"]
+RECIPE_RUNS = {
+    "tiny": [*TINY, *SMALL],
+    "svd": ["--config", "svd", "--config", "signals/sketch", *SMALL, *ONE_CPU, "--data.val_fraction", "0.25"],
+    "tiny_vae": ["--config", "tiny_vae", "--data.batch_size", "2", "--data.val_samples", "2"],
+}
+
+
+@pytest.mark.parametrize("name", RECIPE_RUNS)
+def test_recipe_runs_on_tiny_settings(run, name, pairs, tiny_folder, tmp_path):
+    arguments = [*RECIPE_RUNS[name], "--trainer.default_root_dir", tmp_path / "run", "--trainer.max_steps", 1]
+    arguments += ["--trainer.val_check_interval", 1, "--trainer.accelerator", "cpu", "--data.num_workers", 0]
+    if name == "svd":
+        arguments += ["--model.editor.model", tiny_folder]
+    if name != "tiny_vae":
+        arguments += ["--data.pairs", pairs]
+    status, _, err = run("fit", *arguments)
+    assert status == 0, err
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_every_recipe_is_run_above():
+    whole = {str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml")}
+    used = {argument for arguments in RECIPE_RUNS.values() for argument in arguments}
+    assert whole - {"run"} <= used  # run.yaml is read before each
+
+
+def test_svd_recipe_states_the_papers_numbers():
+    recipe = yaml.safe_load((RECIPES / "svd.yaml").read_text())
+    assert recipe["data"]["init_args"]["size"] == [576, 1024]
+    assert recipe["data"]["init_args"]["batch_size"] * recipe["trainer"]["devices"] == 4
+    assert recipe["trainer"]["max_steps"] == 20000
+    assert recipe["model"]["init_args"]["learning_rate"] == 1e-5
+    assert recipe["model"]["init_args"]["sampling"]["num_inference_steps"] == 25
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny.yaml", "recipes/tiny.yaml"])
+def test_recipes_are_found_by_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert recipe_path(name) == str(RECIPES / "tiny.yaml")
+
+
+def test_a_file_of_the_users_own_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text("{}")
+    assert recipe_path("tiny.yaml") == "tiny.yaml"
+
+
+# --- bad input: one line, a status that is not 0
+
+
+def test_unknown_command(run):
+    status, _, err = run("fti")
+    assert status == 1 and "unknown command fti; choose fit," in one_line_of(err)
+
+
+def test_unknown_signal_lists_the_recipes(run):
+    status, _, err = run("fit", "--config", "tiny", "--config", "signals/scribble")
+    assert status == 1
+    assert "no recipe or file signals/scribble; the recipes are" in one_line_of(err)
+    assert "signals/sketch" in err
+    with pytest.raises(InputError):
+        recipe_path("signals/scribble")
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--model.editor.atention=matching", "--trainer.max_step=3", "--data.batchsize=3", "--model.learning_rat=1"],
+)
+def test_misspelt_options_are_named(run, option):
+    status, _, err = run("fit", *TINY, option)
+    assert status == 1
+    assert option.split("=")[0].split(".")[-1].removeprefix("--") in one_line_of(err)
+
+
+def test_misspelt_key_in_a_recipe_is_named(run, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("model:\n  init_args:\n    learning_rte: 1\n")
+    status, _, err = run("fit", *TINY, "--config", recipe)
+    assert status == 1 and "learning_rte" in one_line_of(err)
+
+
+def test_missing_checkpoint_is_named(run, pairs, tmp_path):
+    status, _, err = run("validate", *TINY, "--data.pairs", pairs, "--ckpt_path", tmp_path / "no.ckpt")
+    assert status == 1 and "no checkpoint" in one_line_of(err)
+
+
+def test_missing_pairs_are_named(run, tmp_path):
+    status, _, err = run("fit", *TINY, "--trainer.default_root_dir", tmp_path, "--data.pairs", tmp_path / "none")
+    assert status == 1 and "fp-lightning pairs VIDEOS --out" in one_line_of(err)
+
+
+def test_missing_weights_are_named(run, pairs, tmp_path):
+    status, _, err = run("fit", *TINY, "--data.pairs", pairs, "--model.editor.model", tmp_path / "svd")
+    assert status == 1 and "no model folder" in one_line_of(err)
+
+
+def test_size_that_does_not_fit_is_named(run, pairs, tmp_path):
+    size = ["--data.size", "[36,32]", "--trainer.default_root_dir", tmp_path]
+    status, _, err = run("fit", *TINY, "--data.pairs", pairs, *size)
+    assert status == 1 and "height must be a multiple of 8, got 36; try 32 or 40" in one_line_of(err)
+
+
+def test_folder_without_videos_is_named(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    status, _, err = run("pairs", tmp_path, "--out", tmp_path / "pairs")
+    assert status == 1 and str(tmp_path) in one_line_of(err)
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_truncated_video_among_good_ones_is_reported_and_the_others_go_on(run, clips, tmp_path):
+    good = sorted(clips.glob("*.mp4"))[0]
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(good.read_bytes()[: good.stat().st_size // 3])
+    status, _, err = run("pairs", good, broken, "--out", tmp_path / "pairs", "--size", 64, 64)
+    assert status == 0
+    assert "broken.mp4" in one_line_of(err)
+    manifest = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
+    by_name = {entry["video"]: entry for entry in manifest["per_video"]}
+    assert by_name[str(good)]["pairs"] > 0 and by_name[str(good)]["error"] is None
+    assert by_name[str(broken)]["error"]
+
+
+def test_complaints_of_the_parser_become_one_line():
+    tree = (
+        "Parser key 'model':\n  Does not validate\n  - Problem with x:\n      - Option 'zz' is not accepted\n  Given: y"
+    )
+    assert one_line(tree, "fit").startswith("Option 'zz' is not accepted;")
