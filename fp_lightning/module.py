@@ -37,6 +37,8 @@ class FramePainterModule(L.LightningModule):
         schedule: "constant" (paper) or "cosine" to zero over the whole fit.
         sampling: how validation, test and predict draw their edits.
         metrics: of validation and test.
+        fit_edits: samples, per process, of which a validation within `fit` draws edits; the losses are
+            of all. `validate` and `test` draw all edits.
         seed: of all noise.
     """
 
@@ -50,6 +52,7 @@ class FramePainterModule(L.LightningModule):
         schedule: Literal["constant", "cosine"] = "constant",
         sampling: Sampling | None = None,
         metrics: EditMetrics | None = None,
+        fit_edits: int = 32,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -57,7 +60,7 @@ class FramePainterModule(L.LightningModule):
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.warmup, self.schedule, self.seed = warmup, schedule, seed
         self.sampling = sampling or Sampling()
-        self.edit_metrics = metrics or EditMetrics()
+        self.edit_metrics, self.fit_edits = metrics or EditMetrics(), fit_edits
         self.strict_loading = False  # checkpoints leave frozen weights out; on_load_checkpoint is strict instead
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
@@ -80,6 +83,8 @@ class FramePainterModule(L.LightningModule):
         losses = self.editor.losses(batch, seeded_generator(self.seed, stage, *batch.name))
         for name in ("total", "diffusion", "matching"):
             self.log(f"{stage}/{name}", getattr(losses, name), batch_size=len(batch), sync_dist=True)
+        if self.trainer.state.fn == "fit" and len(self.edit_metrics.per_sample()) >= self.fit_edits:
+            return {}
         edited = self._edit(batch)
         self.edit_metrics.update(edited, batch)
         return {"edited": edited}

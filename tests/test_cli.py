@@ -6,9 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from fp_lightning import FramePainterModule, build_editor
 from fp_lightning.cli import RECIPES, main, recipe_path
 from fp_lightning.errors import InputError
 from fp_lightning.scenes import write_clips
@@ -85,6 +87,10 @@ def test_fit_validate_test_predict(run, pairs, tmp_path):
     assert "<html" in (folder / "report.html").read_text()
     assert run("test", *common, *checkpoint)[0] == 0
     assert (folder / "config.fit.yaml").read_text() == fit_config
+
+    loaded = FramePainterModule.load_from_checkpoint(checkpoint[1], editor=build_editor("tiny", weights="random"))
+    stored = torch.load(checkpoint[1], weights_only=True)["state_dict"]
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in stored.items())
 
     inputs = tmp_path / "inputs"
     inputs.mkdir()

@@ -104,6 +104,16 @@ def test_validation_borrows_the_average_and_gives_it_back(tmp_path):
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
 
 
+def test_validation_while_fitting_edits_no_more_than_it_is_told(tmp_path):
+    module = FramePainterModule(make_editor(), sampling=Sampling(1, guidance_scale=1.0), fit_edits=2)
+    scenes = SceneDataModule(size=(32, 32), batch_size=2, train_samples=2, val_samples=6)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
+    L.Trainer(max_steps=1, num_sanity_val_steps=0, enable_checkpointing=False, **options).fit(module, scenes)
+    assert len(module.edit_metrics.per_sample()) == 2
+    L.Trainer(**options).validate(module, scenes, verbose=False)
+    assert len(module.edit_metrics.per_sample()) == 6
+
+
 def test_generators_depend_on_every_part():
     draws = {torch.rand(1, generator=seeded_generator(*parts)).item() for parts in ((0, "a"), (0, "b"), (1, "a"))}
     assert len(draws) == 3
