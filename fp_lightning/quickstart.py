@@ -21,8 +21,8 @@ from fp_lightning.signals.sketch import sketch
 RECIPES = ["--config", "tiny", "--config", "signals/sketch"]
 
 
-def quickstart(videos: list[str], out: Path, steps: int) -> None:
-    """Clips (or `videos`) → pairs → fit → validate → predict under the folder `out`, replacing what is there.
+def quickstart(videos: list[str], out: Path, steps: int, clips: int = 32) -> None:
+    """`clips` clips (or `videos`) → pairs → fit → validate → predict under the folder `out`, replacing what is there.
 
     Raises:
         InputError: a command failed; it has said why.
@@ -43,10 +43,11 @@ def quickstart(videos: list[str], out: Path, steps: int) -> None:
     run = ["--data.pairs", out / "pairs", "--trainer.default_root_dir", out / "run"]
     checkpoint = ["--ckpt_path", out / "run" / "checkpoints" / "last.ckpt"]
     if not videos:
-        step("clips", "clips", out / "clips", "--count", 32)
+        step("clips", "clips", out / "clips", "--count", clips)
         videos = [str(out / "clips")]
     step("pairs", "pairs", *videos, "--out", out / "pairs", "--size", 256, 256)
-    step("fit", "fit", *RECIPES, *run, "--trainer.max_steps", steps, "--trainer.val_check_interval", max(1, steps // 2))
+    half = ["--trainer.max_steps", steps, "--trainer.val_check_interval", max(1, steps // 2)]
+    step("fit", "fit", *RECIPES, *run, "--data.batch_size", 8, *half)
     step("validate", "validate", *RECIPES, *run, *checkpoint)
     write_inputs(out / "pairs", out / "inputs")
     predict = ["--data.inputs", out / "inputs"]
@@ -62,7 +63,7 @@ def quickstart(videos: list[str], out: Path, steps: int) -> None:
         "fit": f"{steps} steps, {out / 'run' / 'checkpoints'}, {out / 'run' / 'samples'}",
         "validate": f"PSNR where things move {metrics['psnr_moving']:.2f} dB "
         f"(source unchanged {metrics['psnr_moving_copy_source']:.2f} dB), SSIM {metrics['ssim']:.3f}",
-        "predict": str(out / "run" / "predictions"),
+        "predict": f"{out / 'inputs'} → {out / 'run' / 'predictions'}",
     }
     for name, seconds in times.items():
         table.add_row(name, f"{seconds:.0f}", results[name])

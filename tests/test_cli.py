@@ -100,6 +100,14 @@ def test_fit_validate_test_predict(run, pairs, tmp_path):
     assert Image.open(folder / "predictions" / "photo.png").size == (70, 50)
 
 
+def test_quickstart_ends_with_a_report_and_edits(run, tmp_path):
+    status, out, err = run("quickstart", "--out", tmp_path, "--steps", 1, "--clips", 3)
+    assert status == 0, err
+    assert (tmp_path / "run" / "report.html").exists()
+    assert len(list((tmp_path / "run" / "predictions").glob("*.png"))) == 4
+    assert "$ fp-lightning pairs" in out and "PSNR where things move" in out.replace("\n", " ")
+
+
 def test_resume_goes_on_where_the_run_was(run, pairs, tmp_path):
     folder = tmp_path / "run"
     common = [*TINY, *SMALL, "--data.pairs", pairs, "--trainer.default_root_dir", folder]
