@@ -47,7 +47,7 @@ def quickstart(videos: list[str], out: Path, steps: int, clips: int = 32) -> Non
         videos = [str(out / "clips")]
     step("pairs", "pairs", *videos, "--out", out / "pairs", "--size", 256, 256)
     half = ["--trainer.max_steps", steps, "--trainer.val_check_interval", max(1, steps // 2)]
-    step("fit", "fit", *RECIPES, *run, "--data.batch_size", 8, *half)
+    step("fit", "fit", *RECIPES, *run, "--data.batch_size", 8, "--model.warmup", 50, *half)
     step("validate", "validate", *RECIPES, *run, *checkpoint)
     write_inputs(out / "pairs", out / "inputs")
     predict = ["--data.inputs", out / "inputs"]
