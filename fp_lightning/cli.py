@@ -147,6 +147,6 @@ def _quickstart(arguments: list[str]) -> None:
     parser.add_argument("--videos", nargs="*", default=[], help="your own videos, in place of procedural clips")
     parser.add_argument("--out", default="runs/quickstart")
     parser.add_argument("--steps", type=int, default=400, help="training steps of 8 pairs")
-    parser.add_argument("--clips", type=int, default=32, help="procedural clips")
+    parser.add_argument("--clips", type=int, default=24, help="procedural clips")
     options = parser.parse_args(arguments)
     quickstart(options.videos, Path(options.out), options.steps, options.clips)

@@ -21,7 +21,7 @@ from fp_lightning.signals.sketch import sketch
 RECIPES = ["--config", "tiny", "--config", "signals/sketch"]
 
 
-def quickstart(videos: list[str], out: Path, steps: int, clips: int = 32) -> None:
+def quickstart(videos: list[str], out: Path, steps: int, clips: int = 24) -> None:
     """`clips` clips (or `videos`) → pairs → fit → validate → predict under the folder `out`, replacing what is there.
 
     Raises:

@@ -263,7 +263,7 @@ class Scene:
         )
 
 
-def write_clip(scene: Scene, path: str | Path, seconds: float = 4.0, fps: float = 12.0) -> Path:
+def write_clip(scene: Scene, path: str | Path, seconds: float = 4.0, fps: float = 8.0) -> Path:
     """Films a scene's time 0 to 1 as H.264 over `seconds`; the file appears whole or not at all.
 
     Raises:
@@ -301,7 +301,7 @@ def write_clips(
     size: tuple[int, int] = (256, 256),
     seed: int = 0,
     seconds: float = 4.0,
-    fps: float = 12.0,
+    fps: float = 8.0,
     **scene: Any,
 ) -> list[Path]:
     """Writes `count` clips of seeds `seed`, `seed + 1`, … as scene-SEED.mp4; `scene` goes to `Scene`."""
