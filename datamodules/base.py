@@ -18,7 +18,6 @@ from datamodules.splits import (
     SPLITS,
     EpochSampler,
     ResumableLoader,
-    SkippingBatchSampler,
     Split,
     split_videos,
     spread,
@@ -162,12 +161,19 @@ class EditDataModule(L.LightningDataModule, ABC):
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": EditBatch.cat,
+            "worker_init_fn": _one_thread,
         }
         if split != "train":
             return DataLoader(samples, batch_size=self.batch_size, **options)
-        order = EpochSampler(len(samples), self.seed)
-        batches = SkippingBatchSampler(order, self.batch_size, drop_last=len(samples) >= self.batch_size)
-        return ResumableLoader(samples, batch_sampler=batches, **options)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        order = EpochSampler(len(samples), self.seed, rank, world)
+        return ResumableLoader(
+            samples,
+            batch_size=self.batch_size,
+            sampler=order,
+            drop_last=len(order) >= self.batch_size,
+            **options,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Loader processes get the data module without its trainer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -61,11 +60,17 @@ def list_inputs(folder: str | None) -> list[InputImage]:
         raise InputError(
             f"{folder} holds no image; put NAME.png (or jpg, webp) with its signal, as NAME.sketch.png, in it"
         )
-    for first, second in pairwise(paths):
-        if first.stem == second.stem:
-            raise InputError(f"{first} and {second} would have the same result; rename one")
-    images = [(path, read_image(path)) for path in paths]
-    return [InputImage(path, (image.height, image.width)) for path, image in images]
+    by_stem: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in by_stem:
+            raise InputError(f"{by_stem[path.stem]} and {path} would have the same result; rename one")
+        by_stem[path.stem] = path
+    return [_probe(path) for path in paths]
+
+
+def _probe(path: Path) -> InputImage:
+    image = read_image(path)
+    return InputImage(path, (image.height, image.width))
 
 
 def read_image(path: Path) -> Image.Image:

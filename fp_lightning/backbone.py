@@ -95,6 +95,8 @@ def _load(kind: Any, folder: str, part: str, **kwargs) -> Any:
         loaded, info = kind.from_pretrained(folder, subfolder=part, output_loading_info=True, **kwargs)
     except Exception as error:  # diffusers, transformers, safetensors and the hub each raise their own kinds
         raise InputError(_explain(folder, part, kwargs.get("variant"), error)) from error
+    if any(".processor." in key for key in info["unexpected_keys"]):
+        raise InputError(f"{folder} is a saved editor, not SVD; load it with FramePainterPipeline.from_pretrained")
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(

@@ -55,10 +55,13 @@ def recipe_path(name: str) -> str:
     """
     if Path(name).is_file():
         return name
-    for candidate in (name, f"{name}.yaml", f"{name.removeprefix('recipes/')}"):
+    short = name.removeprefix("recipes/")
+    for candidate in (short, f"{short}.yaml"):
         if (RECIPES / candidate).is_file():
             return str(RECIPES / candidate)
-    known = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+    known = sorted(
+        str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml") if path.stem != "run"
+    )
     raise InputError(f"no recipe or file {name}; the recipes are {', '.join(known)}")
 
 

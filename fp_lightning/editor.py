@@ -137,6 +137,15 @@ class FramePainter(nn.Module):
             frozen.eval()
         return self
 
+    def settings(self) -> dict[str, object]:
+        """What changes the network's meaning but no weight's name or shape; checkpoints remember it."""
+        return {
+            "attention": self.unet.config.attention,
+            "match_queries": self.unet.config.match_queries,
+            "control_frames": self.control_frames,
+            "control_factor": self.control_factor,
+        }
+
     @property
     def size_multiple(self) -> int:
         """Heights and widths must be multiples of this: 64 px for SVD."""

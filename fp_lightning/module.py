@@ -143,10 +143,13 @@ class FramePainterModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         names = self.trainable_names()
+        checkpoint["editor"] = self.editor.settings()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises InputError listing what differs when the checkpoint is of another architecture."""
+        now, then = self.editor.settings(), checkpoint.get("editor", {})
+        changed = [f"{name} {then[name]} (now {now[name]})" for name in now if name in then and then[name] != now[name]]
         own = {k: tuple(v.shape) for k, v in self.named_parameters() if k in self.trainable_names()}
         loaded = {k: tuple(v.shape) for k, v in checkpoint["state_dict"].items()}
         kinds = {
@@ -166,3 +169,5 @@ class FramePainterModule(L.LightningModule):
                 f"the checkpoint is of another architecture: {', '.join(differing)} of {len(own)} tensors; "
                 "use the recipe that it was trained with, see config.fit.yaml in its run folder"
             )
+        if changed:
+            raise InputError(f"the checkpoint was trained with {', '.join(changed)}; set model.editor accordingly")

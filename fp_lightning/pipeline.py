@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, DiffusionPipeline, EulerDiscreteScheduler
 from diffusers.utils import BaseOutput
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms.functional import to_pil_image
 from transformers import CLIPVisionModelWithProjection
 
@@ -91,6 +91,7 @@ class FramePainterPipeline(DiffusionPipeline):
         self,
         image: Image.Image | list[Image.Image],
         sketch: Image.Image | list[Image.Image] | None = None,
+        *,
         num_inference_steps: int = 25,
         guidance_scale: float = 3.0,
         control_scale: float = 1.0,
@@ -107,7 +108,7 @@ class FramePainterPipeline(DiffusionPipeline):
         Raises:
             InputError: no or too few sketches or generators.
         """
-        images = image if isinstance(image, list) else [image]
+        images = [ImageOps.exif_transpose(item) for item in (image if isinstance(image, list) else [image])]
         sketches = sketch if isinstance(sketch, list) else [] if sketch is None else [sketch]
         if len(sketches) != len(images):
             raise InputError(f"{len(images)} images need as many sketches, got {len(sketches)}; pass sketch=[…]")

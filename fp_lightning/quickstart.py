@@ -28,8 +28,15 @@ def quickstart(videos: list[str], out: Path, steps: int, clips: int = 24) -> Non
         InputError: a command failed; it has said why.
     """
     console, began, times = Console(), time.monotonic(), {}
-    for name in ("clips", "pairs", "run", "inputs", "edited"):
-        shutil.rmtree(out / name, ignore_errors=True)
+    marker, parts = out / ".quickstart", [out / name for name in ("clips", "pairs", "run", "inputs")]
+    if not marker.exists() and any(part.exists() for part in parts):
+        raise InputError(f"{out} holds folders that no quickstart wrote; choose another --out")
+    if any(Path(video).resolve().is_relative_to(out.resolve()) for video in videos):
+        raise InputError(f"the videos lie in {out}, which the quickstart replaces; choose another --out")
+    for part in parts:
+        shutil.rmtree(part, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    marker.touch()
 
     def step(name: str, *arguments: object) -> None:
         words = [str(argument) for argument in arguments]

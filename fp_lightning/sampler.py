@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fp_lightning import edm
 from fp_lightning.editor import NOISE_AUGMENTATION, Condition, FramePainter
+from fp_lightning.errors import InputError
 from fp_lightning.types import EditBatch
 
 Denoise = Callable[[Tensor, Tensor, int], Tensor]  # (x, sigma, step) → the clean latents as seen from x
@@ -30,6 +31,10 @@ class Sampling:
     num_inference_steps: int = 25
     guidance_scale: float = 3.0
     control_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise InputError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, progress: Progress | None = None) -> Tensor:

@@ -110,6 +110,7 @@ def write_tiny(
     else:
         unet.save_config(folder / "unet")
     control.save_config(folder / "control_encoder")
+    vae.register_to_config(_name_or_path="")
     vae.half().save_pretrained(folder / "vae")
     image_encoder.half().save_pretrained(folder / "image_encoder")
     tiny_scheduler().save_pretrained(folder / "scheduler")

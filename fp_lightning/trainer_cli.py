@@ -13,6 +13,7 @@ import lightning as L
 import transformers
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fp_lightning.cli import RECIPES, TRAINER_COMMANDS
 from fp_lightning.errors import InputError
@@ -61,6 +62,8 @@ def run(command: str) -> None:
         )
     except argparse.ArgumentError as error:
         raise InputError(one_line(str(error), command)) from error
+    except MisconfigurationException as error:
+        raise InputError(f"{str(error).splitlines()[0].rstrip('.')}; change the trainer's options") from error
     except ValueError as error:  # jsonargparse wraps what a constructor raises
         raise wrapped_input_error(error) or error from error
 

@@ -88,7 +88,9 @@ def test_fit_validate_test_predict(run, pairs, tmp_path):
     assert run("test", *common, *checkpoint)[0] == 0
     assert (folder / "config.fit.yaml").read_text() == fit_config
 
-    loaded = FramePainterModule.load_from_checkpoint(checkpoint[1], editor=build_editor("tiny", weights="random"))
+    loaded = FramePainterModule.load_from_checkpoint(
+        checkpoint[1], editor=build_editor("tiny", "random", control_factor=1.0)
+    )
     stored = torch.load(checkpoint[1], weights_only=True)["state_dict"]
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in stored.items())
 

@@ -344,3 +344,24 @@ def test_a_folder_without_images_is_named(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=name):
         predict(tmp_path / name)
+
+
+# --- several ranks
+
+
+@pytest.mark.parametrize("length", [8, 9])
+def test_ranks_share_an_epoch_without_overlap(length):
+    shares = [EpochSampler(length, seed=0, rank=rank, world=2) for rank in range(2)]
+    for sampler in shares:
+        sampler.set_epoch(3)
+    first, second = (list(sampler) for sampler in shares)
+    assert len(first) == len(second) == length // 2
+    assert not set(first) & set(second)
+    assert set(first + second) <= set(range(3 * length, 4 * length))
+
+
+def test_a_loader_goes_on_after_the_batches_it_gave(stored):
+    whole = names(module(stored, val_fraction=0, test_fraction=0).train_dataloader())
+    loader = module(stored, val_fraction=0, test_fraction=0).train_dataloader()
+    loader.load_state_dict({"given": 2})
+    assert names(loader) == whole[4:]

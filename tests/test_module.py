@@ -131,3 +131,9 @@ def test_size_that_does_not_fit_the_network_is_refused_before_training():
     trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False)
     with pytest.raises(InputError, match="height must be a multiple of 8, got 36; try 32 or 40"):
         trainer.fit(make_module(), SceneDataModule(size=(36, 32), batch_size=2))
+
+
+def test_checkpoint_of_other_settings_names_them(tmp_path):
+    _, _, path = fit(tmp_path, 1)
+    with pytest.raises(InputError, match=r"trained with control_factor 0\.2 \(now 0\.9\)"):
+        make_module(control_factor=0.9).on_load_checkpoint(torch.load(path, weights_only=True))

@@ -91,3 +91,9 @@ def test_missing_sketches_and_generators_are_errors(pipe):
 def test_size_that_does_not_fit_is_refused():
     with pytest.raises(InputError, match="height must be a multiple of 8, got 60"):
         FramePainterPipeline.from_editor(make_editor(), (60, 64))
+
+
+def test_a_turned_photo_is_upright(pipe):
+    turned = picture(60, 40)
+    turned.getexif()[0x0112] = 6
+    assert edit(pipe, turned, drawing(40, 60)).size == (40, 60)
