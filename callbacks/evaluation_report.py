@@ -20,7 +20,8 @@ class EvaluationReport(Callback):
 
     Args:
         max_samples: images in the report, the first of the main process.
-        signal: which row of the paper's Table 1 stands beside the metrics; None shows all.
+        signal: which row of the paper's Table 1 stands beside the metrics; None takes the data module's signal,
+            and shows all rows if it has several.
     """
 
     def __init__(self, max_samples: int = 24, signal: Literal["sketch", "coarse", "points"] | None = None) -> None:
@@ -56,7 +57,9 @@ class EvaluationReport(Callback):
         for sample in self._samples:
             sample.scores = scores.get(sample.name, {})
         run = Path(trainer.default_root_dir)
-        settings = {"run": run, "checkpoint": trainer.ckpt_path, "signal": self.signal}
+        signals = getattr(trainer.datamodule, "signals", ())  # type: ignore[attr-defined]
+        signal = self.signal or (", ".join(signals) or None)
+        settings = {"run": run, "checkpoint": trainer.ckpt_path, "signal": signal}
         write_metrics(run, metrics)
         report = write_report(
             run,

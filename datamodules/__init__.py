@@ -1,7 +1,17 @@
 """Data for the editor: recipes name these by `class_path`."""
 
+from datamodules.all_signals import AllSignalsDataModule
 from datamodules.base import EditDataModule
+from datamodules.coarse import CoarseDataModule
+from datamodules.points import PointsDataModule
 from datamodules.scenes import SceneDataModule
 from datamodules.sketch import SketchDataModule
 
-__all__ = ["EditDataModule", "SceneDataModule", "SketchDataModule"]
+__all__ = [
+    "AllSignalsDataModule",
+    "CoarseDataModule",
+    "EditDataModule",
+    "PointsDataModule",
+    "SceneDataModule",
+    "SketchDataModule",
+]

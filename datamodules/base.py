@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,18 +9,13 @@ import cv2
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.inputs import InputImage, list_inputs
-from datamodules.splits import (
-    SPLITS,
-    EpochSampler,
-    ResumableLoader,
-    Split,
-    split_videos,
-    spread,
-)
+from datamodules.loaders import EditLoader, EpochSampler, ResumableLoader, ShareSampler
+from datamodules.signals import SignalMix
+from datamodules.splits import SPLITS, Split, split_videos, spread
 from fp_lightning.errors import InputError
 from fp_lightning.shards import PairStore
 from fp_lightning.types import EditBatch, VideoPair, to_unit_range
@@ -29,10 +23,14 @@ from fp_lightning.types import EditBatch, VideoPair, to_unit_range
 STAGES: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
 
 
-class EditDataModule(L.LightningDataModule, ABC):
-    """Stored pairs as edits. A subclass says what the editing signal is, and how a user's is read.
+class EditDataModule(L.LightningDataModule):
+    """Stored pairs as edits. Subclasses say which signals the edits are given by.
+
+    Every random choice (which signals, where the points are, how a sketch is drawn, flips) is a function
+    of (seed, split, sample), so neither the batch size nor the number of workers changes a sample.
 
     Args:
+        mix: the signals.
         pairs: folder that `fp-lightning pairs` wrote; not needed to predict.
         size: (height, width) in pixels at which the network works.
         batch_size: samples per batch.
@@ -43,11 +41,15 @@ class EditDataModule(L.LightningDataModule, ABC):
         inputs: folder of the user's images and signals, for predict.
         limit_pairs: at most so many pairs per split, spread evenly over it.
         overfit: train, val and test on the same pairs (all, or `limit_pairs` of them).
-        flip: mirror a training pair left to right with probability one half.
+        flip: mirror a training pair left to right with probability one half, before signals are drawn.
+
+    Raises:
+        InputError: a batch size below 1 or a negative number of workers.
     """
 
     def __init__(
         self,
+        mix: SignalMix,
         pairs: str | None = None,
         size: tuple[int, int] = (320, 512),
         batch_size: int = 4,
@@ -61,6 +63,11 @@ class EditDataModule(L.LightningDataModule, ABC):
         flip: bool = False,
     ) -> None:
         super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise InputError(
+                f"batch_size must be at least 1 and num_workers at least 0, got {batch_size} and {num_workers}"
+            )
+        self.mix = mix
         self.pairs, self.size, self.batch_size, self.num_workers = pairs, size, batch_size, num_workers
         self.fractions = {"val": val_fraction, "test": test_fraction}
         self.seed, self.inputs, self.limit_pairs, self.overfit, self.flip = seed, inputs, limit_pairs, overfit, flip
@@ -68,20 +75,17 @@ class EditDataModule(L.LightningDataModule, ABC):
         self.indices: dict[Split, list[int]] = {}  # of the store
         self.images: list[InputImage] = []
 
-    @abstractmethod
-    def control(self, pair: VideoPair, index: int) -> Tensor | None:
-        """The dense signal of a pair, float [3, h, w] in [0, 1]; `index` with `seed` decides its randomness."""
-
-    @abstractmethod
-    def read_signal(self, image: InputImage) -> dict[str, Any]:
-        """The user's own signal: fields of `EditBatch` for the network's size, b = 1."""
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The names of the signals, of "sketch", "coarse" and "points"."""
+        return self.mix.names
 
     def setup(self, stage: str) -> None:
         """Raises InputError: no pairs, too few videos for the splits, or an unusable predict folder."""
         if stage == "predict":
             self.images = list_inputs(self.inputs)
             for image in self.images:  # every problem shows before the network runs
-                self.read_signal(image)
+                self.mix.read(image, self.size)
             return
         if not self.indices:
             self._split()
@@ -125,22 +129,22 @@ class EditDataModule(L.LightningDataModule, ABC):
     def sample(self, split: Split, count: int) -> EditBatch:
         """One sample, a batch of one: a function of (seed, split, count) alone."""
         name, pair = self.pair(split, count)
-        control = self.control(pair, count)
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), count])
         return EditBatch(
             source=to_unit_range(pair.source)[None],
             name=[name],
             target=to_unit_range(pair.target)[None],
-            control=None if control is None else control[None],
             tracks=pair.tracks[None],
             visible=pair.visible[None],
             moving=pair.moving()[None],
+            **self.mix.draw(pair, rng, training=split == "train"),
         )
 
     def predict_sample(self, index: int) -> EditBatch:
-        """One of the user's images with its signal, squeezed to the network's size."""
+        """One of the user's images with its signals, squeezed to the network's size."""
         image = self.images[index]
         source = to_unit_range(image.resized(self.size))[None]
-        return EditBatch(source=source, name=[image.name], full_size=[image.size], **self.read_signal(image))
+        return EditBatch(source, [image.name], full_size=[image.size], **self.mix.read(image, self.size))
 
     def train_dataloader(self) -> DataLoader[EditBatch]:
         return self._loader("train")
@@ -163,9 +167,10 @@ class EditDataModule(L.LightningDataModule, ABC):
             "collate_fn": EditBatch.cat,
             "worker_init_fn": _one_thread,
         }
-        if split != "train":
-            return DataLoader(samples, batch_size=self.batch_size, **options)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if split != "train":
+            share = ShareSampler(len(samples), rank, world, even=self._forward_is_collective())
+            return EditLoader(samples, batch_size=self.batch_size, sampler=share, **options)
         order = EpochSampler(len(samples), self.seed, rank, world)
         return ResumableLoader(
             samples,
@@ -174,6 +179,13 @@ class EditDataModule(L.LightningDataModule, ABC):
             drop_last=len(order) >= self.batch_size,
             **options,
         )
+
+    def _forward_is_collective(self) -> bool:
+        """Whether a forward pass waits for the other ranks: not in DDP outside of `fit`, where Lightning leaves
+        the model unwrapped; in `fit` DDP broadcasts buffers, and sharding strategies always gather weights."""
+        if self.trainer is None or self.trainer.world_size == 1:
+            return False
+        return self.trainer.state.fn == "fit" or type(self.trainer.strategy) is not DDPStrategy
 
     def __getstate__(self) -> dict[str, Any]:
         """Loader processes get the data module without its trainer."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from fp_lightning.errors import InputError
-from fp_lightning.images import squeeze, strokes
+from fp_lightning.images import ROW, squeeze
+from fp_lightning.signals.combine import SIGNALS
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-SIGNALS = (".sketch", ".coarse", ".points")
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,10 @@ class InputImage:
         """uint8 [3, h, w] at `size` (height, width), antialiased."""
         return squeeze(read_image(self.path), size)
 
-    def signal(self, suffix: str) -> Path:
-        """The file NAME + suffix beside the image.
-
-        Raises:
-            InputError: there is none.
-        """
-        path = self.path.with_name(self.name + suffix)
-        if not path.is_file():
-            raise InputError(f"{self.path} has no signal; put {path.name} beside it")
-        return path
+    def beside(self, suffixes: Sequence[str]) -> Path | None:
+        """The first file NAME + suffix beside the image that exists."""
+        paths = (self.path.with_name(self.name + suffix) for suffix in suffixes)
+        return next((path for path in paths if path.is_file()), None)
 
 
 def list_inputs(folder: str | None) -> list[InputImage]:
@@ -55,7 +52,7 @@ def list_inputs(folder: str | None) -> list[InputImage]:
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"data.inputs is {folder}, which is not a folder")
-    paths = sorted(p for p in root.iterdir() if p.suffix.lower() in IMAGES and Path(p.stem).suffix not in SIGNALS)
+    paths = sorted(p for p in root.iterdir() if p.suffix.lower() in IMAGES and Path(p.stem).suffix[1:] not in SIGNALS)
     if not paths:
         raise InputError(
             f"{folder} holds no image; put NAME.png (or jpg, webp) with its signal, as NAME.sketch.png, in it"
@@ -86,10 +83,17 @@ def read_image(path: Path) -> Image.Image:
         raise InputError(f"{path} is not a readable image ({error}); save it again as PNG") from error
 
 
-def read_sketch(path: Path, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A user's sketch as control image, float [3, h, w] at `size` (height, width), see `strokes`.
+def read_points(path: Path) -> Any:
+    """What stands under "points" in a JSON file, see `drags`.
 
     Raises:
-        InputError: it does not decode.
+        InputError: it is no JSON, or has no "points".
     """
-    return strokes(read_image(path), image_size, size, str(path))
+    form = f'it must be {{"points": [{ROW}, …]}} in pixels of the upright image'
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}); {form}") from error
+    if not isinstance(content, dict) or "points" not in content:
+        raise InputError(f'{path} has no "points"; {form}')
+    return content["points"]

@@ -1,14 +1,15 @@
-"""Sketch edits of procedural scenes, made as they are asked for: training never sees one twice."""
+"""Edits of procedural scenes, made as they are asked for: training never sees one twice."""
 
 from __future__ import annotations
 
-from datamodules.sketch import SketchDataModule
+from datamodules.base import EditDataModule
+from datamodules.signals import Coarse, Points, Sketch, choose
 from datamodules.splits import SPLITS, Split
 from fp_lightning.scenes import Scene
 from fp_lightning.types import TRACK_STRIDE, VideoPair
 
 
-class SceneDataModule(SketchDataModule):
+class SceneDataModule(EditDataModule):
     """Endless training scenes and fixed ones to validate and test on, with exact flow and tracks.
 
     Args:
@@ -25,7 +26,8 @@ class SceneDataModule(SketchDataModule):
         growth: greatest change of log scale.
         exposure: 0 for well-lit scenes, up to 1 for a wide range of light, see `Scene`.
         stride: pixels between tracked token centres.
-        inputs: folder of the user's images and sketches, for predict.
+        inputs: folder of the user's images and signals, for predict.
+        signals, together, sketch, coarse, points: see `AllSignalsDataModule`; a sketch alone by default.
     """
 
     def __init__(
@@ -44,8 +46,14 @@ class SceneDataModule(SketchDataModule):
         exposure: float = 0.0,
         stride: int = TRACK_STRIDE,
         inputs: str | None = None,
+        signals: tuple[str, ...] = ("sketch",),
+        together: float = 0.25,
+        sketch: Sketch | None = None,
+        coarse: Coarse | None = None,
+        points: Points | None = None,
     ) -> None:
-        super().__init__(size=size, batch_size=batch_size, num_workers=num_workers, seed=seed, inputs=inputs)
+        mix = choose(signals, together, sketch, coarse, points)
+        super().__init__(mix, size=size, batch_size=batch_size, num_workers=num_workers, seed=seed, inputs=inputs)
         self.samples: dict[Split, int] = {"train": train_samples, "val": val_samples, "test": test_samples}
         self.objects, self.motion, self.turn, self.growth = objects, motion, turn, growth
         self.exposure, self.stride = exposure, stride

@@ -25,6 +25,7 @@ def main() -> int:
         **{name: (text, partial(_train_command, name)) for name, text in TRAINER_COMMANDS.items()},
         "pairs": ("build training pairs from videos", _pairs),
         "clips": ("write procedural videos", _clips),
+        "bench": ("measure speed, memory and accuracy beside references", _bench),
         "quickstart": ("clips, pairs, fit, validate and predict in one go", _quickstart),
     }
     arguments = sys.argv[1:]
@@ -95,39 +96,53 @@ def _pairs(arguments: list[str]) -> None:
     from dataclasses import fields
 
     from fp_lightning.pairs.build import PairSettings, build_pairs
+    from fp_lightning.pairs.engines import ENGINES, cores
     from fp_lightning.pairs.filters import PairFilter
     from fp_lightning.pairs.flow import FLOWS
     from fp_lightning.pairs.tracks import TRACKERS
 
     default = PairSettings()
     parser = _parser("pairs", "Build training pairs from videos; the same pairs serve every signal.")
-    parser.add_argument("videos", nargs="+", help="video files, or folders of them")
+    parser.add_argument("videos", nargs="+", help="video files, folders of frames, or folders of either")
     parser.add_argument("--out", required=True, help="folder for the pairs")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=default.size, help="stored size, px")
     parser.add_argument("--min-gap", type=float, default=default.min_gap, help="seconds between the two frames, least")
     parser.add_argument("--max-gap", type=float, default=default.max_gap, help="seconds between the two frames, most")
     parser.add_argument("--pairs-per-video", type=int, default=default.pairs_per_video, help="kept at most")
     parser.add_argument("--candidates", type=int, default=default.candidates, help="tried at most, per video")
-    parser.add_argument("--flow", choices=sorted(FLOWS), default=default.flow)
-    parser.add_argument("--tracker", choices=sorted(TRACKERS), default=default.tracker)
+    parser.add_argument("--spacing", type=float, default=default.spacing, help="seconds between candidates, least")
+    parser.add_argument(
+        "--step", type=float, default=default.step, help="seconds from frame to frame of a chain; 0: none"
+    )
+    parser.add_argument("--flow", choices=sorted(FLOWS), default=default.flow, help="estimator of optical flow")
+    parser.add_argument("--flow-weights", metavar="FILE", help="its weights, in place of its own download")
+    parser.add_argument("--tracker", choices=sorted(TRACKERS), default=default.tracker, help="tracker of points")
+    parser.add_argument("--tracker-weights", metavar="DIR", help="its code and weights, in place of its own download")
+    parser.add_argument("--accept-license", action="store_true", help="of a tracker that is not free for every use")
     parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--engine", choices=sorted(ENGINES), default="local", help="ray: one machine or a cluster")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes")
     parser.add_argument("--resume", action="store_true", help="go on with a folder that was begun")
+    filters = parser.add_argument_group("filters", "lengths in pixels at 512 px width, shares from 0 to 1")
     for item in fields(PairFilter):
         value = getattr(default.filter, item.name)
-        parser.add_argument(
-            f"--{item.name.replace('_', '-')}", type=float, default=value, help="filter; see the manifest"
+        filters.add_argument(
+            f"--{item.name.replace('_', '-')}", type=float, default=value, help=PairFilter.HELP[item.name]
         )
     options = vars(parser.parse_args(arguments))
     videos, out = options.pop("videos"), options.pop("out")
-    workers, resume = options.pop("workers"), options.pop("resume")
+    run = {name: options.pop(name) for name in ("workers", "resume", "engine")}
+    if run["workers"] < 1:
+        raise InputError(f"--workers must be 1 or more, got {run['workers']}")
     thresholds = PairFilter(**{item.name: options.pop(item.name) for item in fields(PairFilter)})
     settings = PairSettings(**{**options, "size": tuple(options["size"])}, filter=thresholds)
-    manifest = build_pairs(videos, out, settings, workers=workers, resume=resume)
-    print(f"{manifest['pairs']} pairs of {manifest['videos']} videos in {out}; rejected {manifest['rejected']}")
-    failed = [entry for entry in manifest["per_video"] if entry["error"]]
-    for entry in failed:
-        print(f"fp-lightning: {entry['video']}: {entry['error']}", file=sys.stderr)
+    manifest = build_pairs(videos, out, settings, **run)
+    rejected = ", ".join(f"{count} {reason}" for reason, count in manifest["rejected"].items()) or "none"
+    print(f"{manifest['pairs']} pairs of {manifest['videos']} videos in {out}; rejected: {rejected}")
+    print(f"Look at {Path(out) / 'preview.html'} before you train.")
+    for entry in manifest["per_video"]:
+        if entry["error"]:
+            print(f"fp-lightning: {entry['error']}", file=sys.stderr)
 
 
 def _clips(arguments: list[str]) -> None:
@@ -141,6 +156,17 @@ def _clips(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     written = write_clips(Path(options.out), options.count, tuple(options.size), options.seed)
     print(f"{len(written)} videos in {options.out}")
+
+
+def _bench(arguments: list[str]) -> None:
+    from fp_lightning.bench.run import BENCHMARKS, bench
+
+    parser = _parser("bench", "Measure things beside a reference in the same run; quote the ratio, not the seconds.")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; none runs all")
+    parser.add_argument("--rounds", type=int, default=3, help="times that both sides run, in turn")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    options = parser.parse_args(arguments)
+    bench(options.names, options.rounds, options.json)
 
 
 def _quickstart(arguments: list[str]) -> None:

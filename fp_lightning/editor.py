@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from fp_lightning import edm
-from fp_lightning.backbone import load_backbone
+from fp_lightning.backbone import SVD, load_backbone
 from fp_lightning.control import INJECTION_FACTOR, ControlEncoder
 from fp_lightning.errors import InputError
 from fp_lightning.matching import AttentionKind, Correspondence, MatchQueries
+from fp_lightning.points import DragPoints
 from fp_lightning.types import EditBatch
 from fp_lightning.unet import FramePainterUNet
 
 FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION = 6.0, 128.0, 0.02  # micro-conditioning as released; FPS_ID is fps − 1
+_SPOT = 8  # pixels: the smallest image that the control encoder can halve three times
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -32,10 +34,13 @@ class Condition:
     image_latents: Tensor  # [b, 4, h, w] unscaled latents of the source with a little noise
     added_time_ids: Tensor  # [b, 3]: fps − 1, motion bucket, noise augmentation
     control: Tensor | None  # [b, 3, H, W] in [0, 1]
-    control_scale: Tensor  # [b]
+    control_valid: Tensor  # bool [b]: the sample has a control image
+    control_scale: Tensor  # [b] factor of all that the user drew: the control response and the dragged tokens
+    points: Tensor | None  # [b, p, 4] as (x_src, y_src, x_tgt, y_tgt) in pixels
+    points_valid: Tensor | None  # bool [b, p]
 
     def dropped(self, embedding: Tensor, image_latents: Tensor, control: Tensor) -> Condition:
-        """The condition with parts zeroed where the bool [b] masks are true."""
+        """The condition with parts zeroed where the bool [b] masks are true; `control` drops the points too."""
 
         def zero(x: Tensor, mask: Tensor) -> Tensor:
             return x.masked_fill(mask.view(-1, *[1] * (x.ndim - 1)), 0)
@@ -48,22 +53,24 @@ class Condition:
         )
 
     def unconditional(self) -> Condition:
-        """The other half of guidance: no embedding, no image latents, control scale 0."""
+        """The other half of guidance: no embedding, no image latents, neither control nor points."""
         everywhere = torch.ones_like(self.control_scale, dtype=torch.bool)
         return self.dropped(everywhere, everywhere, everywhere)
 
     @staticmethod
     def cat(first: Condition, second: Condition) -> Condition:
-        control = None
-        if first.control is not None and second.control is not None:
-            control = torch.cat([first.control, second.control])
-        return Condition(
-            embedding=torch.cat([first.embedding, second.embedding]),
-            image_latents=torch.cat([first.image_latents, second.image_latents]),
-            added_time_ids=torch.cat([first.added_time_ids, second.added_time_ids]),
-            control=control,
-            control_scale=torch.cat([first.control_scale, second.control_scale]),
-        )
+        """Both in one batch.
+
+        Raises:
+            ValueError: control or points are present in one and absent in the other.
+        """
+        joined: dict[str, Any] = {}
+        for f in fields(Condition):
+            present = [value for c in (first, second) if (value := getattr(c, f.name)) is not None]
+            if len(present) == 1:
+                raise ValueError(f"{f.name} is present in one of two conditions")
+            joined[f.name] = torch.cat(present) if present else None
+        return Condition(**joined)
 
 
 @dataclass(frozen=True)
@@ -81,14 +88,15 @@ class FramePainter(nn.Module):
             scheduler only the noise range of the sampling schedule is used.
         control_frames: where the control response enters: "target" (paper) or "both" (released: the
             source frame receives the response to a black image).
-        control_factor: multiplies the control scale; near 1.0 is advised for dense control images.
+        control_factor: multiplies the control response, not the dragged tokens; near 1.0 is advised for
+            dense control images.
         reconstruct_source: also denoise the source frame (paper, Table 4).
         matching_weight: λ of Eq. 8.
         sigma_mean, sigma_std: training noise levels are log-normal with these.
         augmentation_mean, augmentation_std: so is the noise on the conditioning image.
         dropout: p of conditioning dropout. With one uniform r a sample, the embedding goes where
-            r < 2p, the image latents where p ≤ r < 3p, and the control where both go (p ≤ r < 2p),
-            which is what guidance calls unconditional.
+            r < 2p, the image latents where p ≤ r < 3p, and control and points where both go
+            (p ≤ r < 2p), which is what guidance calls unconditional.
     """
 
     def __init__(
@@ -194,23 +202,47 @@ class FramePainter(nn.Module):
     def embed(self, source: Tensor) -> Tensor:
         """Images [b, 3, h, w] in [-1, 1] → image embeddings [b, 1, d], as SVD prepares them."""
         side = self.image_encoder.config.image_size
-        image = (_resize_with_antialiasing(source.float(), (side, side)) + 1) / 2
+        with torch.autocast(source.device.type, enabled=False):
+            image = (_resize_with_antialiasing(source.float(), (side, side)) + 1) / 2
         mean, std = (image.new_tensor(v)[:, None, None] for v in (_CLIP_MEAN, _CLIP_STD))
         pixels = ((image - mean) / std).to(self.image_encoder.dtype)
         return self.image_encoder(pixels).image_embeds[:, None].float()
 
     def condition(self, batch: EditBatch, noise: Tensor, augmentation: Tensor, control_scale: float = 1.0) -> Condition:
-        """The condition of `batch`; `noise` [b, 3, h, w] and its level `augmentation` [b] disturb the source."""
+        """The condition of `batch`; `noise` [b, 3, h, w] and its level `augmentation` [b] disturb the source.
+
+        Points without `points_valid` are all valid.
+        """
         count, device = len(batch), batch.source.device
         noisy = batch.source + augmentation[:, None, None, None] * noise
+        control, control_valid = self._control(batch)
+        points, points_valid = batch.points, batch.points_valid
+        if points is not None and points_valid is None:
+            points_valid = torch.ones(points.shape[:2], dtype=torch.bool, device=device)
         ids = torch.tensor([FPS_ID, MOTION_BUCKET], device=device).expand(count, 2)
         return Condition(
             embedding=self.embed(batch.source),
             image_latents=self.encode(noisy),
             added_time_ids=torch.cat([ids, augmentation[:, None]], 1),
-            control=batch.control,
+            control=control,
+            control_valid=control_valid,
             control_scale=torch.full((count,), float(control_scale), device=device),
+            points=points,
+            points_valid=points_valid,
         )
+
+    def _control(self, batch: EditBatch) -> tuple[Tensor | None, Tensor]:
+        """The control images, None where the encoder need not run, and which of them count, bool [b].
+
+        In training it always runs, without control images on a black spot that does not count: every
+        rank then has a gradient of every weight, whatever its samples have.
+        """
+        everyone = torch.ones(len(batch), dtype=torch.bool, device=batch.source.device)
+        if batch.control is None:
+            spot = batch.source.new_zeros((len(batch), 3, _SPOT, _SPOT)) if self.training else None
+            return spot, ~everyone
+        valid = everyone if batch.control_valid is None else batch.control_valid
+        return batch.control if self.training or valid.any() else None, valid
 
     def denoise(
         self, x: Tensor, sigma: Tensor, condition: Condition, correspondence: Correspondence | None = None
@@ -219,9 +251,12 @@ class FramePainter(nn.Module):
         levels = sigma.view(-1, 1, 1, 1, 1)
         c_skip, c_out, c_in, _ = edm.scalings(levels)
         c_noise = edm.scalings(sigma).c_noise
-        response = None
+        response, points = None, None
         if condition.control is not None:
             response = self._response(condition.control, c_noise)
+        if condition.points is not None and condition.points_valid is not None:
+            height, width = (extent * self.vae_stride for extent in condition.image_latents.shape[-2:])
+            points = DragPoints(condition.points, condition.points_valid, (height, width), condition.control_scale)
         image_latents = condition.image_latents[:, None].expand(-1, x.shape[1], -1, -1, -1)
         dtype = self.unet.dtype
         output, losses = self.unet(
@@ -230,8 +265,9 @@ class FramePainter(nn.Module):
             condition.embedding.to(dtype),
             condition.added_time_ids,
             response,
-            condition.control_scale * self.control_factor,
+            condition.control_scale * condition.control_valid * self.control_factor,
             correspondence,
+            points,
         )
         return c_skip * x + c_out * output.float(), losses
 
@@ -248,8 +284,8 @@ class FramePainter(nn.Module):
         """The training losses of one batch (Eq. 8).
 
         Args:
-            batch: with target; the matching loss needs tracks and visible, and is 0 without them or
-                where the attention has no matching branch.
+            batch: with target, and control, points, both or neither; the matching loss needs tracks and
+                visible, and is 0 without them or where the attention has no matching branch.
             generator: on the CPU; the same one gives the same losses on every device.
         """
         if batch.target is None:
@@ -281,7 +317,7 @@ class FramePainter(nn.Module):
 
 
 def build_editor(
-    model: str = "stabilityai/stable-video-diffusion-img2vid-xt-1-1",
+    model: str = SVD,
     weights: Literal["pretrained", "random"] = "pretrained",
     attention: AttentionKind = "matching",
     match_queries: MatchQueries = "target",

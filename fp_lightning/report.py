@@ -73,13 +73,16 @@ def signal_image(batch: EditBatch, index: int) -> Tensor | None:
 
     None if the sample has neither control nor points. An arrow ends in a dot, at the target position.
     """
-    if batch.control is not None:
+    drawn = batch.control is not None and (batch.control_valid is None or bool(batch.control_valid[index]))
+    if batch.control is not None and drawn:
         image = (batch.control[index].float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
     else:
         image = to_uint8(batch.source[index]).cpu()
-    if batch.points is None:
-        return image if batch.control is not None else None
-    points = batch.points[index] if batch.points_valid is None else batch.points[index][batch.points_valid[index]]
+    points = torch.zeros(0, 4) if batch.points is None else batch.points[index]
+    if batch.points_valid is not None:
+        points = points[batch.points_valid[index]]
+    if not len(points):
+        return image if drawn else None
     canvas = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     draw, radius = ImageDraw.Draw(canvas), max(1, image.shape[-1] // 96)
     for x_src, y_src, x_tgt, y_tgt in (points.float().cpu() - 0.5).tolist():  # PIL counts from pixel centres

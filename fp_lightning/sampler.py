@@ -25,7 +25,7 @@ class Sampling:
     Args:
         num_inference_steps: Euler steps.
         guidance_scale: w at the first step; it decays to 1. 1 is no guidance, and half the work.
-        control_scale: strength of the control image.
+        control_scale: strength of the control image and of the drag points.
     """
 
     num_inference_steps: int = 25
@@ -53,7 +53,10 @@ def guidance_weight(scale: float, step: int, steps: int) -> float:
 
 
 def guided(editor: FramePainter, condition: Condition, scale: float, steps: int) -> Denoise:
-    """The editor's denoiser under classifier-free guidance; where the weight is 1 only one half is computed."""
+    """The editor's denoiser under classifier-free guidance; where the weight is 1 only one half is computed.
+
+    The unconditional half has neither control nor points.
+    """
     both = Condition.cat(condition.unconditional(), condition)
 
     def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
@@ -77,7 +80,7 @@ def sample(
     """Edited images [b, 3, h, w] in [-1, 1].
 
     Args:
-        batch: with source and control; others are not looked at.
+        batch: with source and what the user drew, control, points or both; others are not looked at.
         generators: one a sample, on the CPU; a sample's result depends on its own alone.
         progress: called after each step with the latents [b, 2, 4, h, w].
 

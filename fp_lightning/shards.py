@@ -1,18 +1,22 @@
 """Pairs on disk: one safetensors file per video, images and flows in it as lossless PNG.
 
-A folder of pairs is `manifest.json` beside `shards/NAME.safetensors`. Pair i of a file has the byte
-tensors `i.source`, `i.target` (8-bit PNG), `i.flow_to_source`, `i.flow_to_target` and `i.tracks`
-(16-bit PNG as in KITTI: value · 64 + 2^15, so ±512 px in steps of 1/64 px; tracks as displacements
-from their own token's centre, visibility in the third channel); the video's name and
-each pair's `meta` are JSON in the header.
+A folder of pairs is `manifest.json`, which lists the videos and how many pairs each has, beside
+`shards/NAME.safetensors`. So a reader knows all pairs from one small file, any rank may read any pair
+at any time, and an epoch goes on at any sample. Pair i of a file has the byte tensors `i.source`,
+`i.target` (8-bit PNG), `i.flow_to_source`, `i.flow_to_target` and `i.tracks` (16-bit PNG as in KITTI:
+value · 64 + 2^15, so ±512 px in steps of 1/64 px; tracks as displacements from their own token's
+centre, visibility in the third channel); the video's name and each pair's `meta` are JSON in the
+header. A folder may lie in object storage: any URL that fsspec knows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,42 +68,91 @@ def write_shard(root: str | Path, video: str, pairs: Sequence[VideoPair]) -> Pat
     return path
 
 
-class PairStore:
-    """The pairs of a folder, in the order of their shards' names; reads headers first, pairs when asked.
+def write_manifest(
+    root: str | Path, records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Writes and returns `manifest.json`: the records of all videos, their sums and the settings.
 
-    Holds names only, so it goes to loader processes as it is.
+    Args:
+        records: of each video `{"video": name, "pairs": n, "rejected": {reason: n}, "error": None | str}`.
+        settings: how the pairs were made.
+    """
+    rejected: Counter[str] = sum((Counter(record["rejected"]) for record in records), Counter())
+    manifest = {
+        "videos": len(records),
+        "pairs": sum(record["pairs"] for record in records),
+        "rejected": dict(sorted(rejected.items())),
+        "settings": dict(settings or {}),
+        "per_video": list(records),
+    }
+    with written_beside(Path(root) / MANIFEST) as partial:
+        partial.write_text(json.dumps(manifest, indent=2))
+    return manifest
+
+
+class PairStore:
+    """The pairs that a folder's manifest lists, in its order. A pair is read when it is asked for.
+
+    Holds names only, so it goes to loader processes as it is. A folder in object storage (a URL) is read
+    through a cache on disk, `$FP_LIGHTNING_CACHE` or `~/.cache/fp_lightning`: a shard is fetched when the
+    first of its pairs is asked for.
 
     Raises:
-        InputError: `root` holds no pairs, or one of its shards is not readable.
+        InputError: `root` holds no pairs.
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = str(root)
         remedy = f"make some with `fp-lightning pairs VIDEOS --out {root}`"
-        if not (self.root / MANIFEST).is_file():
-            raise InputError(
-                f"no pairs in {root} ({'no manifest.json' if self.root.is_dir() else 'no such folder'}); {remedy}"
-            )
-        self._entries: list[tuple[Path, int]] = []
-        self.videos: list[str] = []  # per pair, the name of the video as it was given
-        for path in sorted((self.root / FOLDER).glob("*.safetensors")):
-            header = read_header(path)
-            self._entries += [(path, index) for index in range(len(header["meta"]))]
-            self.videos += [header["video"]] * len(header["meta"])
-        if not self._entries:
+        try:
+            manifest = json.loads(self._local(MANIFEST, fresh=True).read_text())
+            counts = {record["video"]: record["pairs"] for record in manifest["per_video"]}
+        except FileNotFoundError as error:
+            raise InputError(f"no pairs in {root} (no {MANIFEST}); {remedy}") from error
+        except (OSError, ImportError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{root} cannot be read as pairs ({type(error).__name__}: {error}); {remedy}") from error
+        self.videos = [video for video, count in counts.items() for _ in range(count)]  # per pair
+        self._inner = [index for count in counts.values() for index in range(count)]
+        if not self.videos:
             raise InputError(f"no pairs in {root} (its manifest lists none that was kept); {remedy}")
+        if "://" not in self.root:
+            names = {self._shard(index) for index in range(len(self))}
+            missing = sorted(name for name in names if not (Path(self.root) / name).is_file())
+            if missing:
+                raise InputError(
+                    f"{root} lacks {len(missing)} shards, {missing[0]} first; copy them too, or use --resume"
+                )
+
+    def _local(self, name: str, fresh: bool = False) -> Path:
+        """Where a file of the folder lies on this machine; a remote one is fetched, again if `fresh`."""
+        if "://" not in self.root:
+            return Path(self.root) / name
+        import fsspec
+
+        base = Path(os.environ.get("FP_LIGHTNING_CACHE") or Path.home() / ".cache" / "fp_lightning")
+        cached = base / hashlib.sha1(self.root.encode()).hexdigest()[:16] / name
+        if fresh or not cached.is_file():
+            filesystem, path = fsspec.url_to_fs(f"{self.root.rstrip('/')}/{name}")
+            with written_beside(cached) as partial:
+                filesystem.get_file(path, str(partial))
+        return cached
+
+    def _shard(self, index: int) -> str:
+        return f"{FOLDER}/{shard_path('', self.videos[index]).name}"
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.videos)
 
     def name(self, index: int) -> str:
         """A name for the pair that is unique in this store and fit for a file."""
-        path, inner = self._entries[index]
-        return f"{path.stem}-{inner}"
+        return f"{Path(self._shard(index)).stem}-{self._inner[index]}"
 
     def __getitem__(self, index: int) -> VideoPair:
-        path, inner = self._entries[index]
-        with _readable(path), safe_open(str(path), "numpy") as shard:
+        """Raises InputError when the pair's shard is missing or damaged."""
+        inner, name = self._inner[index], self._shard(index)
+        with _readable(f"{self.root}/{name}"):
+            path = self._local(name)
+        with _readable(str(path)), safe_open(str(path), "numpy") as shard:
             flows = {
                 key: _png_to_flow(shard.get_tensor(f"{inner}.{key}"))[0] for key in ("flow_to_source", "flow_to_target")
             }
@@ -110,19 +163,8 @@ class PairStore:
         return VideoPair(source, target, **flows, tracks=tracks, visible=visible, meta=meta)
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """A shard's `video` and `meta` (one dict per pair).
-
-    Raises:
-        InputError: the file is not a whole shard.
-    """
-    with _readable(path), safe_open(str(path), "numpy") as shard:
-        header: dict[str, Any] = json.loads(shard.metadata()["header"])
-        return header
-
-
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: str) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, cv2.error) as error:

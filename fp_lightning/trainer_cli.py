@@ -79,7 +79,9 @@ def one_line(message: str, command: str) -> str:
     """jsonargparse's tree of failed alternatives → its innermost complaints, on one line."""
     lines = [re.sub(r"^[-\s]+", "", line).strip() for line in message.splitlines()]
     telling = [
-        line for line in lines if re.search(r"not accepted|not expected|required|Unable to|No such|must|got", line)
+        line
+        for line in lines
+        if re.search(r"not accepted|not expected|unrecognized|required|Unable to|No such|must|got", line)
     ]
     chosen = list(dict.fromkeys(telling or lines[:3]))
     return f"{'; '.join(chosen).rstrip('.')}; `fp-lightning {command} --help` and the recipes list what is accepted"

@@ -80,6 +80,7 @@ class EditBatch:
     name: list[str]  # b names, unique within a data set
     target: Tensor | None = None  # float [b, 3, h, w] in [-1, 1]; None in predict
     control: Tensor | None = None  # float [b, 3, h, w] in [0, 1]
+    control_valid: Tensor | None = None  # bool [b]: the sample has a control image; None: all have
     points: Tensor | None = None  # float [b, p, 4] as (x_src, y_src, x_tgt, y_tgt)
     points_valid: Tensor | None = None  # bool [b, p]
     tracks: Tensor | None = None  # float [b, 2, th, tw]: source position of each target token centre
@@ -104,7 +105,7 @@ class EditBatch:
 
     @staticmethod
     def cat(batches: Sequence[EditBatch]) -> EditBatch:
-        """One batch of many, the collate function of every loader.
+        """One batch of many, the collate function of every loader; shorter lists of points are padded.
 
         Raises:
             ValueError: a field is present in some samples and absent in others.
@@ -117,11 +118,20 @@ class EditBatch:
                 raise ValueError(f"{f.name} is present in {len(present)} of {len(values)} samples of one batch")
             if not present:
                 joined[f.name] = None
+            elif f.name in ("points", "points_valid"):
+                most = max(value.shape[1] for value in present)
+                joined[f.name] = torch.cat([_padded(value, most) for value in present])
             elif isinstance(present[0], Tensor):
                 joined[f.name] = torch.cat(present)
             else:
                 joined[f.name] = [item for value in present for item in value]
         return EditBatch(**joined)
+
+
+def _padded(points: Tensor, count: int) -> Tensor:
+    """[b, p, ...] → [b, count, ...] with zeros at the end: points that are not valid."""
+    missing = points.new_zeros((len(points), count - points.shape[1], *points.shape[2:]))
+    return torch.cat([points, missing], 1)
 
 
 def to_unit_range(image: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""SVD's U-Net with an attention kind and a place where the control response enters."""
+"""SVD's U-Net with an attention kind and the places where the control response and drag points enter."""
 
 from __future__ import annotations
 
 import torch
 from diffusers import ModelMixin, UNetSpatioTemporalConditionModel  # noqa: F401  (pipelines look for ModelMixin here)
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import Tensor, nn
 
 from fp_lightning.control import inject
@@ -18,6 +19,7 @@ from fp_lightning.matching import (
     install_attention,
     spatial_attentions,
 )
+from fp_lightning.points import DragPoints, copy_tokens
 
 
 class FramePainterUNet(UNetSpatioTemporalConditionModel):
@@ -68,7 +70,11 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
         )
         install_attention(self, attention, match_queries)
         self._control: tuple[Tensor, Tensor] | None = None
+        self._points: DragPoints | None = None
         self.down_blocks[0].register_forward_hook(self._inject)
+        for block in self.modules():
+            if isinstance(block, TransformerSpatioTemporalModel):
+                block.register_forward_hook(self._copy)
 
     @classmethod
     def from_svd(
@@ -95,6 +101,7 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
         response: Tensor | None = None,
         control_scale: Tensor | None = None,
         correspondence: Correspondence | None = None,
+        points: DragPoints | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One call of the network F.
 
@@ -106,6 +113,8 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
             response: [b, f, c, H, W] of the control encoder: f = 1 for the target alone (paper), 2 for both frames.
             control_scale: [b] factor of the response.
             correspondence: asks for the matching losses.
+            points: copies tokens at the output of every attention block, spatial and temporal attention at
+                one place (16 in SVD).
 
         Returns:
             The output [b, 2, out_channels, h, w], and the matching loss of each layer by name.
@@ -116,10 +125,11 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
                 attn.processor.call = call
         if response is not None and control_scale is not None:
             self._control = (response, control_scale)
+        self._points = points
         try:
             output = super().forward(sample, c_noise, embedding, added_time_ids, return_dict=False)[0]
         finally:
-            self._control, call.open = None, False
+            self._control, self._points, call.open = None, None, False
         return output, call.losses
 
     def _inject(self, block: nn.Module, args, output: tuple[Tensor, tuple[Tensor, ...]]):
@@ -133,3 +143,9 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
         changed = inject(video[:, -frames:].flatten(0, 1), response.flatten(0, 1), scale.repeat_interleave(frames))
         video = torch.cat([video[:, :-frames], changed.unflatten(0, (-1, frames))], 1)
         return video.flatten(0, 1), skips
+
+    def _copy(self, block: nn.Module, args, output: tuple[Tensor]):
+        """Copies the dragged tokens after an attention block, which returns a tuple of one."""
+        if self._points is None:
+            return None
+        return (copy_tokens(output[0].unflatten(0, (-1, FRAMES)), self._points).flatten(0, 1),)

@@ -10,14 +10,24 @@ from fp_lightning.editor import FramePainter
 from fp_lightning.scenes import Scene
 from fp_lightning.signals.sketch import sketch
 from fp_lightning.tiny import tiny_control_encoder, tiny_image_encoder, tiny_scheduler, tiny_unet, tiny_vae, write_tiny
-from fp_lightning.types import EditBatch, to_unit_range
+from fp_lightning.types import EditBatch, VideoPair, to_unit_range
 from fp_lightning.unet import FramePainterUNet
 
 torch.set_num_threads(1)
 
 
-def make_batch(count: int = 2, size: int = 64, first_seed: int = 0) -> EditBatch:
-    """`count` procedural scenes with exact tracks and their sketches."""
+def tracked_points(pair: VideoPair, count: int, seed: int) -> torch.Tensor:
+    """`count` visible tokens with their exact source positions, [1, count, 4]."""
+    rows, columns = pair.visible.nonzero(as_tuple=True)
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]
+    source = pair.tracks[:, rows[chosen], columns[chosen]]
+    stride = pair.size[1] / pair.visible.shape[1]
+    target = (torch.stack([columns[chosen], rows[chosen]]) + 0.5) * stride
+    return torch.cat([source, target]).T[None]
+
+
+def make_batch(count: int = 2, size: int = 64, first_seed: int = 0, points: int | None = None) -> EditBatch:
+    """`count` procedural scenes with exact tracks and their sketches, and `points` drag points each."""
     samples = []
     for seed in range(first_seed, first_seed + count):
         pair = Scene(seed, (size, size)).pair(stride=4)
@@ -26,6 +36,8 @@ def make_batch(count: int = 2, size: int = 64, first_seed: int = 0) -> EditBatch
                 source=to_unit_range(pair.source)[None],
                 target=to_unit_range(pair.target)[None],
                 control=sketch(pair)[None],
+                points=None if points is None else tracked_points(pair, points, seed),
+                points_valid=None if points is None else torch.ones(1, points, dtype=torch.bool),
                 tracks=pair.tracks[None],
                 visible=pair.visible[None],
                 moving=pair.moving()[None],

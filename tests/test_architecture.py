@@ -10,17 +10,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module imports from its own row and those above
     {"errors", "types", "edm", "files"},
-    {"images", "control", "matching", "shards", "scenes", "signals", "metrics"},
+    {"images", "control", "matching", "points", "shards", "scenes", "signals", "metrics"},
     {"unet", "pairs", "report"},
     {"backbone", "tiny", "autoencoder"},
     {"editor"},
     {"sampler"},
     {"pipeline", "module"},
+    {"bench"},
     {"cli", "trainer_cli", "quickstart", "__main__", "__init__"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 DATA_ROOMS = {"pairs", "signals", "shards", "scenes"}
-NETWORK = {"control", "matching", "unet", "backbone", "tiny", "autoencoder", "editor", "sampler", "pipeline", "module"}
+NETWORK = {"control", "matching", "points", "unet", "backbone", "tiny", "autoencoder", "editor", "sampler", "pipeline", "module"}
 
 
 def imports(path: Path) -> set[str]:

@@ -8,15 +8,15 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from callbacks import EvaluationReport, ImageGrid, MetricsCSV, PredictionWriter
 from fp_lightning.metrics import EditMetrics
-from fp_lightning.report import encode, to_tensor
-from fp_lightning.types import EditBatch, to_unit_range
+from fp_lightning.report import encode, signal_image, to_tensor
+from fp_lightning.types import EditBatch, to_uint8, to_unit_range
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and log intervals
 SIZE = 16
@@ -110,6 +110,17 @@ def test_a_sheet_shows_source_signal_edit_and_target(tmp_path):
     assert not torch.equal(signal, source)
 
 
+def test_drags_are_shown_over_the_photo_where_there_is_no_control_image():
+    batch = EditBatch.cat(list(loader(2)))
+    batch.control_valid = torch.tensor([False, True])
+    batch.points = torch.tensor([[[2.0, 8.5, 14.0, 8.5]]]).expand(2, 1, 4)
+    batch.points_valid = torch.tensor([[True], [False]])
+    dragged, drawn = (signal_image(batch, i) for i in range(2))
+    assert torch.equal(dragged[:, :4], to_uint8(batch.source[0])[:, :4])
+    assert dragged[:, 8, 8].tolist() == [255, 214, 10]
+    assert torch.equal(drawn, (batch.control[1] * 255).round().to(torch.uint8))
+
+
 def test_every_second_validation_leaves_a_sheet(tmp_path):
     trainer(tmp_path, ImageGrid(every_n_val=2), max_epochs=3).fit(Brighten(), loader(), loader())
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["step-000002.png", "step-000006.png"]
@@ -152,6 +163,16 @@ def test_a_report_names_its_checkpoint(tmp_path):
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
     trainer(tmp_path, EvaluationReport()).validate(Brighten(), loader(), ckpt_path=str(checkpoint), verbose=False)
     assert str(checkpoint) in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("signals", "rows"), [(("points",), ["8.513"]), (("sketch", "points"), ["7.783", "8.513"])])
+def test_the_papers_row_is_that_of_the_data_modules_signal(tmp_path, signals, rows):
+    data = LightningDataModule.from_datasets(val_dataset=loader().dataset)
+    data.val_dataloader, data.signals = loader, signals
+    trainer(tmp_path, EvaluationReport()).validate(Brighten(), datamodule=data, verbose=False)
+    page = (tmp_path / "report.html").read_text()
+    assert [row for row in ("7.783", "8.513") if row in page] == rows
+    assert ", ".join(signals) in page
 
 
 # PredictionWriter

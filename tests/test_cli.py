@@ -17,6 +17,7 @@ from fp_lightning.scenes import write_clips
 from fp_lightning.trainer_cli import one_line
 
 TINY = ["--config", "tiny", "--config", "signals/sketch"]
+SIGNALS = ("points", "coarse", "all")  # besides sketch
 SMALL = ["--data.size", "[32,32]", "--data.batch_size", "2", "--model.sampling.num_inference_steps", "1"]
 
 
@@ -128,6 +129,7 @@ ONE_CPU = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--trainer.pr
 RECIPE_RUNS = {
     "tiny": [*TINY, *SMALL],
     "svd": ["--config", "svd", "--config", "signals/sketch", *SMALL, *ONE_CPU, "--data.val_fraction", "0.25"],
+    **{f"signals/{name}": ["--config", "tiny", "--config", f"signals/{name}", *SMALL] for name in SIGNALS},
     "tiny_vae": ["--config", "tiny_vae", "--data.batch_size", "2", "--data.val_samples", "2"],
 }
 

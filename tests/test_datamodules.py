@@ -1,33 +1,54 @@
-"""Data modules: splits by video, samples that seeds alone decide, the predict folder."""
+"""Data modules: splits by video, samples that seeds alone decide, every signal and mix, the predict folder."""
 
+import json
 import logging
 import pickle
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from PIL import Image
 
-from datamodules import SceneDataModule, SketchDataModule
+from datamodules import (
+    AllSignalsDataModule,
+    CoarseDataModule,
+    PointsDataModule,
+    SceneDataModule,
+    SketchDataModule,
+)
 from datamodules.base import flipped
-from datamodules.splits import EpochSampler, split_videos
+from datamodules.loaders import EpochSampler, ShareSampler
+from datamodules.signals import Coarse, Points, Sketch
+from datamodules.splits import split_videos
 from fp_lightning.errors import InputError
 from fp_lightning.scenes import Scene
-from fp_lightning.shards import MANIFEST, write_shard
+from fp_lightning.shards import write_manifest, write_shard
+from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.sketch import sketch
 from fp_lightning.types import to_uint8
 
 VIDEOS, PER_VIDEO = 5, 2
+ALL = ("sketch", "coarse", "points")
+
+
+def write_pairs(root: Path, videos: int = VIDEOS) -> str:
+    """A folder of PER_VIDEO pairs of every video."""
+    records = []
+    for video in range(videos):
+        name, pairs = f"clip{video}.mp4", [Scene(10 * video + i, (64, 64)).pair() for i in range(PER_VIDEO)]
+        write_shard(root, name, pairs)
+        records.append({"video": name, "pairs": len(pairs), "rejected": {}, "error": None})
+    write_manifest(root, records)
+    return str(root)
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pairs")
-    for video in range(VIDEOS):
-        pairs = [Scene(10 * video + i, (64, 64)).pair() for i in range(PER_VIDEO)]
-        write_shard(root, f"clip{video}.mp4", pairs)
-    (root / MANIFEST).write_text("{}")
-    return str(root)
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 def module(stored, stage="fit", **options) -> SketchDataModule:
@@ -38,6 +59,11 @@ def module(stored, stage="fit", **options) -> SketchDataModule:
 
 def names(loader) -> list[str]:
     return [name for batch in loader for name in batch.name]
+
+
+def drags_of(batch, i: int) -> list[list[float]]:
+    """The drags of one sample of a batch."""
+    return [] if batch.points is None else batch.points[i][batch.points_valid[i]].tolist()
 
 
 def video_of(name: str) -> str:
@@ -111,6 +137,8 @@ def test_sample_is_the_stored_pair(stored):
     assert torch.equal(to_uint8(sample.source[0]), pair.source)
     assert torch.equal(to_uint8(sample.target[0]), pair.target)
     assert torch.equal(sample.control[0], sketch(pair))
+    assert sample.control_valid.tolist() == [True]
+    assert sample.points is None
     assert torch.equal(sample.tracks[0], pair.tracks)
     assert torch.equal(sample.visible[0], pair.visible)
     assert torch.equal(sample.moving[0], pair.moving())
@@ -143,20 +171,32 @@ def test_epochs_differ_in_order_and_setting_one_repeats_it(stored):
     assert names(loader) == first
 
 
-@pytest.mark.parametrize("kind", ["pairs", "scenes"])
-def test_workers_change_nothing(stored, kind):
-    def two_epochs(workers: int):
-        if kind == "pairs":
-            data = module(stored, num_workers=workers, flip=True)
-        else:
-            data = SceneDataModule(size=(32, 32), batch_size=2, train_samples=4, num_workers=workers)
-            data.setup("fit")
-        loader = data.train_dataloader()
-        return [batch for _ in range(2) for batch in loader]
+SEEDED = {
+    "pairs": lambda stored, **how: SketchDataModule(pairs=stored, size=(64, 64), flip=True, **how),
+    "all": lambda stored, **how: AllSignalsDataModule(pairs=stored, size=(64, 64), flip=True, **how),
+    "scenes": lambda stored, **how: SceneDataModule(size=(32, 32), train_samples=4, signals=ALL, **how),
+}
 
-    for alone, helped in zip(two_epochs(0), two_epochs(1), strict=True):
-        assert alone.name == helped.name
-        assert torch.equal(alone.target, helped.target)
+
+@pytest.mark.parametrize("kind", SEEDED)
+def test_neither_workers_nor_batch_size_change_a_sample(stored, kind):
+    def samples(batch_size: int, workers: int):
+        data = SEEDED[kind](stored, batch_size=batch_size, num_workers=workers)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        return {
+            (epoch, name): (batch.target[i], batch.control[i], drags_of(batch, i))
+            for epoch in range(2)
+            for batch in loader
+            for i, name in enumerate(batch.name)
+        }
+
+    alone = samples(1, 0)
+    for other in (samples(2, 0), samples(2, 1)):
+        assert alone.keys() >= other.keys() and len(other) >= 8
+        for key, (target, control, drags) in other.items():
+            assert torch.equal(alone[key][0], target) and torch.equal(alone[key][1], control)
+            assert alone[key][2] == drags
 
 
 def test_data_module_goes_to_a_process_without_its_trainer(stored):
@@ -190,6 +230,135 @@ def test_flip_mirrors_some_training_samples_and_no_others(stored):
     same = [torch.equal(plain.sample("train", i).source, mirrored.sample("train", i).source) for i in range(30)]
     assert 0 < sum(same) < 30
     assert torch.equal(plain.sample("val", 0).source, mirrored.sample("val", 0).source)
+
+
+# --- signals
+
+
+def data_module(kind, stored, **options):
+    data = kind(pairs=stored, size=(64, 64), **options)
+    data.setup("fit")
+    return data
+
+
+def test_training_sketches_are_by_hand_unless_told_otherwise(stored):
+    hand, exact = module(stored), module(stored, sketch=Sketch(augment=False))
+    assert not all(torch.equal(hand.sample("train", i).control, exact.sample("train", i).control) for i in range(6))
+    for split, data in (("train", exact), ("val", hand), ("test", hand)):
+        assert torch.equal(data.sample(split, 0).control[0], sketch(data.pair(split, 0)[1]))
+
+
+def test_settings_of_a_sketch_reach_it(stored):
+    thick = module(stored, sketch=Sketch(line_width=5 / 64)).sample("val", 0).control
+    assert thick.sum() > 2 * module(stored).sample("val", 0).control.sum()
+
+
+def test_a_pair_is_drawn_anew_in_every_epoch_and_always_the_same_in_validation(stored):
+    data = data_module(PointsDataModule, stored, limit_pairs=1)
+    first, second = (data.sample("train", count).points for count in (0, 1))
+    assert data.sample("train", 0).name == data.sample("train", 1).name
+    assert first.shape != second.shape or not torch.equal(first, second)
+    assert torch.equal(data.sample("val", 0).points, data.sample("val", 0).points)
+
+
+def test_points_alone_have_no_control_image(stored):
+    sample = data_module(PointsDataModule, stored, points=Points(3, 3)).sample("train", 0)
+    assert sample.control is None and sample.control_valid is None
+    assert sample.points.shape == (1, 3, 4)
+    assert sample.points_valid.all()
+
+
+def test_points_of_a_mirrored_pair_follow_its_own_tracks(stored):
+    data = data_module(PointsDataModule, stored, flip=True)
+    plain = data_module(PointsDataModule, stored)
+    count = next(
+        i for i in range(20) if not torch.equal(data.pair("train", i)[1].source, plain.pair("train", i)[1].source)
+    )
+    tracks = data.pair("train", count)[1].tracks
+    for x_src, y_src, x_tgt, y_tgt in data.sample("train", count).points[0].tolist():
+        assert tracks[:, int(y_tgt) // 8, int(x_tgt) // 8].tolist() == [x_src, y_src]
+
+
+def test_coarse_edits_are_splatted_and_some_of_training_are_cut(stored):
+    data = data_module(CoarseDataModule, stored, coarse=Coarse(cut_probability=0.5), val_fraction=0.3)
+    pairs = [data.pair("train", i)[1] for i in range(12)]
+    drawn = [data.sample("train", i).control[0] for i in range(12)]
+    cut = [torch.equal(image, coarse_edit(pair, mode="cut")) for image, pair in zip(drawn, pairs, strict=True)]
+    splat = [torch.equal(image, coarse_edit(pair, mode="splat")) for image, pair in zip(drawn, pairs, strict=True)]
+    assert all(a or b for a, b in zip(cut, splat, strict=True))
+    assert 0 < sum(cut) < 12
+    for i in range(2):
+        assert torch.equal(data.sample("val", i).control[0], coarse_edit(data.pair("val", i)[1], mode="splat"))
+
+
+def kinds(data, count: int) -> list[tuple[bool, bool]]:
+    """Of `count` training samples: whether each has a control image, and whether it has points."""
+    samples = [data.sample("train", i) for i in range(count)]
+    return [(bool(sample.control_valid), sample.points.shape[1] > 0) for sample in samples]
+
+
+def test_each_sample_of_a_mix_has_one_signal_and_sometimes_more():
+    alone = kinds(scenes(signals=ALL, together=0.0, stride=2), 60)
+    assert set(alone) == {(True, False), (False, True)}
+    assert 8 < sum(points for _, points in alone) < 32  # a third of 60
+    assert set(kinds(scenes(signals=ALL, together=1.0, stride=2), 5)) == {(True, True)}
+    assert sum(control and points for control, points in kinds(scenes(signals=ALL, together=0.25, stride=2), 80)) > 8
+
+
+def test_a_mix_batches_whatever_its_samples_have(stored):
+    batch = next(iter(data_module(AllSignalsDataModule, stored, batch_size=6, overfit=True).train_dataloader()))
+    assert batch.control.shape == (6, 3, 64, 64)
+    assert batch.control_valid.shape == (6,)
+    assert batch.points.shape[:2] == batch.points_valid.shape
+
+
+def test_a_mix_of_two_leaves_the_third_out(stored):
+    data = data_module(AllSignalsDataModule, stored, signals=("points", "sketch"))
+    assert data.signals == ("points", "sketch")
+    assert all(set(data.sample("train", i).control.unique().tolist()) <= {0.0, 1.0} for i in range(10))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"signals": ("scribble",)}, "there is no signal 'scribble'; choose from sketch, coarse, points"),
+        ({"signals": ()}, "signals must name one or more"),
+        ({"signals": ("sketch", "sketch")}, "each once"),
+        ({"together": 1.5}, "together must be between 0 and 1, got 1.5"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"num_workers": -1}, "num_workers at least 0"),
+    ],
+)
+def test_impossible_options_are_errors(options, message):
+    with pytest.raises(InputError, match=message):
+        AllSignalsDataModule(**options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Sketch, {"drop": 1.5}),
+        (Sketch, {"wobble": -1}),
+        (Sketch, {"thickness": 0.5}),
+        (Coarse, {"cut_probability": -0.1}),
+        (Points, {"least": 0}),
+        (Points, {"least": 5, "most": 4}),
+    ],
+)
+def test_impossible_settings_of_a_signal_are_errors(kind, options):
+    with pytest.raises(InputError, match=str(next(iter(options.values())))):
+        kind(**options)
+
+
+def test_an_error_in_a_loader_process_is_the_one_line_that_it_was_raised_with(tmp_path):
+    root = write_pairs(tmp_path, videos=2)
+    data = SketchDataModule(pairs=root, size=(64, 64), overfit=True, num_workers=1)
+    data.setup("fit")
+    for shard in (tmp_path / "shards").iterdir():
+        shard.write_bytes(b"broken")
+    with pytest.raises(InputError, match="is damaged") as caught:
+        next(iter(data.train_dataloader()))
+    assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
 
 
 # --- scenes
@@ -245,8 +414,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def predict(folder, **options):
-    data = SketchDataModule(inputs=str(folder), size=(32, 64), batch_size=1, **options)
+def predict(folder, kind=SketchDataModule, **options):
+    data = kind(inputs=str(folder), size=(32, 64), batch_size=1, **options)
     data.setup("predict")
     return list(data.predict_dataloader())
 
@@ -328,6 +497,69 @@ def test_an_unreadable_file_is_named(folder, name):
         predict(folder)
 
 
+def write_points(folder, rows) -> None:
+    (folder / "photo.points.json").write_text(json.dumps({"points": rows}))
+
+
+def test_points_are_scaled_to_the_network(folder):
+    write_points(folder, [[6, 4, 30, 20], [0, 0, 60, 40]])
+    (batch,) = predict(folder, PointsDataModule)
+    assert batch.control is None
+    assert drags_of(batch, 0)[0] == pytest.approx([6.4, 3.2, 32, 16])
+    assert drags_of(batch, 0)[1] == pytest.approx([0, 0, 64, 32], rel=1e-5)
+
+
+def test_a_coarse_edit_is_the_control_image(folder):
+    Image.new("RGB", (60, 40), (0, 255, 0)).save(folder / "photo.coarse.jpg", quality=100)
+    control = predict(folder, CoarseDataModule)[0].control
+    assert control[0, :, 5, 5].tolist() == pytest.approx([0, 1, 0], abs=0.02)
+
+
+def test_any_signals_beside_an_image_are_read_together(folder):
+    Image.new("RGB", (60, 40), (255, 0, 0)).save(folder / "dragged.jpg")
+    (folder / "dragged.points.json").write_text('{"points": [[1, 2], [3, 4]]}')
+    Image.new("RGB", (60, 40), (0, 255, 0)).save(folder / "photo.coarse.png")
+    dragged, photo = predict(folder, AllSignalsDataModule)
+    assert (dragged.name, photo.name) == (["dragged"], ["photo"])
+    assert dragged.control_valid.tolist() == [False] and len(drags_of(dragged, 0)) == 1
+    assert photo.control_valid.tolist() == [True] and drags_of(photo, 0) == []
+    assert photo.control[0, :, 5, 33].tolist() == [1, 1, 1]  # the stroke
+    assert photo.control[0, :, 5, 5].tolist() == [0, 1, 0]  # the coarse edit
+    data = AllSignalsDataModule(inputs=str(folder), size=(32, 64), batch_size=2)
+    data.setup("predict")
+    assert [len(batch) for batch in data.predict_dataloader()] == [2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (PointsDataModule, r"photo\.jpg has no signal; put photo\.points\.json beside it"),
+        (CoarseDataModule, r"put photo\.coarse\.png beside it"),
+        (AllSignalsDataModule, r"put photo\.sketch\.png or photo\.coarse\.png or photo\.points\.json beside it"),
+    ],
+)
+def test_a_missing_signal_is_named(folder, kind, message):
+    (folder / "photo.sketch.png").unlink()
+    with pytest.raises(InputError, match=message):
+        predict(folder, kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"points": [[1, 2', "is not readable JSON"),
+        ("[[1, 2, 3, 4]]", 'has no "points"'),
+        ('{"points": [[1, 2, 3, 4], [1, 2, 3]]}', r"row 2 is \[1, 2, 3\]"),
+        ('{"points": [[1, 2, 3, 4], [50, 2, 61, 4]]}', r"point 2 ends at \(61, 4\).* 60x40"),
+    ],
+)
+def test_unusable_points_name_the_file_on_one_line(folder, text, message):
+    (folder / "photo.points.json").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        predict(folder, PointsDataModule)
+    assert str(caught.value).startswith(str(folder / "photo.points.json")) and "\n" not in str(caught.value)
+
+
 def test_two_images_of_one_name_are_refused(folder):
     Image.new("RGB", (8, 8)).save(folder / "photo.png")
     with pytest.raises(InputError, match="rename one"):
@@ -365,3 +597,36 @@ def test_a_loader_goes_on_after_the_batches_it_gave(stored):
     loader = module(stored, val_fraction=0, test_fraction=0).train_dataloader()
     loader.load_state_dict({"given": 2})
     assert names(loader) == whole[4:]
+
+
+@pytest.mark.parametrize(("length", "world"), [(9, 2), (8, 2), (7, 3)])
+def test_ranks_share_an_evaluation_without_repeats(length, world):
+    shares = [list(ShareSampler(length, rank, world)) for rank in range(world)]
+    assert sorted(chain(*shares)) == list(range(length))
+
+
+def test_a_rank_for_which_nothing_is_left_still_has_a_sample():
+    assert [list(ShareSampler(2, rank, 4)) for rank in range(4)] == [[0], [1], [1], [1]]
+
+
+@pytest.mark.parametrize(("length", "world"), [(9, 2), (8, 2), (2, 5)])
+def test_even_shares_cover_everything(length, world):
+    shares = [list(ShareSampler(length, rank, world, even=True)) for rank in range(world)]
+    assert {len(share) for share in shares} == {-(-length // world)}
+    assert set(chain(*shares)) == set(range(length))
+
+
+@pytest.mark.parametrize(
+    ("stage", "strategy", "given"),
+    [("validate", DDPStrategy, [2, 1]), ("fit", DDPStrategy, [2, 2]), ("validate", FSDPStrategy, [2, 2])],
+)
+def test_shares_are_even_where_ranks_wait_for_each_other(stored, stage, strategy, given):
+    """Three samples on two ranks: only DDP outside of `fit` runs its forward passes alone."""
+
+    def share(rank: int) -> int:
+        data = module(stored, "validate", limit_pairs=3, overfit=True)
+        state = SimpleNamespace(fn=stage)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, state=state, strategy=object.__new__(strategy))
+        return len(names(data.val_dataloader()))
+
+    assert [share(rank) for rank in range(2)] == given

@@ -1,5 +1,7 @@
 """The joined network: sizes, freezing, losses, dropout, batching."""
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 from conftest import make_batch, make_editor
@@ -7,6 +9,7 @@ from conftest import make_batch, make_editor
 from fp_lightning.control import ControlEncoder
 from fp_lightning.editor import Condition
 from fp_lightning.errors import InputError
+from fp_lightning.types import EditBatch
 from fp_lightning.unet import FramePainterUNet
 
 
@@ -96,17 +99,143 @@ def test_attention_without_a_branch_has_no_matching_loss(attention):
     assert losses.matching.item() == 0 and losses.total == losses.diffusion
 
 
-def test_batch_of_two_is_two_batches_of_one():
-    editor, batch = make_editor(), make_batch(2)
+def of_sample(condition: Condition, i: int) -> Condition:
+    values = {f.name: getattr(condition, f.name) for f in fields(condition)}
+    return Condition(**{k: None if v is None else v[i : i + 1] for k, v in values.items()})
+
+
+@pytest.mark.parametrize("points", [None, 3])
+def test_batch_of_two_is_two_batches_of_one(points):
+    editor, batch = make_editor(), make_batch(2, points=points)
     x = torch.randn(2, 2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     sigma, noise = torch.tensor([0.5, 3.0]), torch.zeros_like(batch.source)
     with torch.no_grad():
         whole = editor.condition(batch, noise, torch.full((2,), 0.02))
         together = editor.denoise(x, sigma, whole)[0]
         for i in range(2):
-            one = Condition(*(getattr(whole, f)[i : i + 1] for f in Condition.__dataclass_fields__))
-            alone = editor.denoise(x[i : i + 1], sigma[i : i + 1], one)[0]
+            alone = editor.denoise(x[i : i + 1], sigma[i : i + 1], of_sample(whole, i))[0]
             torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def denoised(editor, batch: EditBatch, control_scale: float = 1.0) -> torch.Tensor:
+    """One call of the denoiser on noise that is always the same."""
+    count, (height, width) = len(batch), batch.source.shape[-2:]
+    x = torch.randn(count, 2, 4, height // 4, width // 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        condition = editor.condition(batch, torch.zeros_like(batch.source), torch.full((count,), 0.02), control_scale)
+        return editor.denoise(x, torch.ones(count), condition)[0]
+
+
+@pytest.mark.parametrize("control_frames", ["target", "both"])
+def test_sample_without_control_is_untouched_by_the_control_of_others(control_frames):
+    editor, batch = make_editor(control_frames=control_frames), make_batch(2, size=32)
+    mixed = denoised(editor, replace(batch, control_valid=torch.tensor([True, False])))
+    without, given = denoised(editor, replace(batch, control=None)), denoised(editor, batch)
+    assert torch.equal(mixed[1], without[1]) and not torch.equal(mixed[1], given[1])
+    assert torch.equal(mixed[0], given[0])
+
+
+def test_control_encoder_rests_where_no_sample_has_control():
+    editor, batch, calls = make_editor(), make_batch(2, size=32), []
+    editor.control_encoder.register_forward_hook(lambda *_: calls.append(1))
+    denoised(editor, replace(batch, control_valid=torch.zeros(2, dtype=torch.bool)))
+    denoised(editor, replace(batch, control=None))
+    assert calls == []
+    denoised(editor, replace(batch, control_valid=torch.tensor([False, True])))
+    assert calls == [1]
+
+
+WITHOUT_CONTROL = {  # in training
+    "none": {"control": None},
+    "none valid": {"control_valid": torch.zeros(2, dtype=torch.bool)},
+}
+
+
+@pytest.mark.parametrize("change", WITHOUT_CONTROL.values(), ids=WITHOUT_CONTROL)
+def test_training_without_control_leaves_zero_gradients_in_the_encoder(change):
+    """Zero, not none: a rank without control must not keep the others waiting for its gradients."""
+    editor, batch = make_editor().train(), make_batch(2, size=32, points=3)
+    editor.losses(replace(batch, **change), torch.Generator().manual_seed(0)).total.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in editor.control_encoder.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in editor.unet.parameters())
+
+
+@pytest.mark.parametrize("change", WITHOUT_CONTROL.values(), ids=WITHOUT_CONTROL)
+def test_training_mode_draws_no_control_of_its_own(change):
+    editor, batch = make_editor(), replace(make_batch(2, size=32), **change)
+    assert torch.equal(denoised(editor.train(), batch), denoised(editor.eval(), batch))
+
+
+def test_points_train_without_control():
+    editor, batch = make_editor().train(), replace(make_batch(2, size=32, points=3), control=None)
+    optimizer = torch.optim.SGD(editor.unet.parameters(), lr=1e-3)
+    totals = []
+    for _ in range(2):
+        losses = editor.losses(batch, torch.Generator().manual_seed(0))
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        totals.append(losses.total.item())
+    assert totals[1] < totals[0]
+
+
+def test_points_and_control_both_matter():
+    editor, batch = make_editor(), make_batch(1, size=32, points=3)
+    both, only_points, only_control, neither = (
+        denoised(editor, replace(batch, **change))[:, 1]
+        for change in ({}, {"control": None}, {"points": None}, {"control": None, "points": None})
+    )
+    differing = (both, only_points, only_control, neither)
+    assert not any(torch.allclose(a, b) for i, a in enumerate(differing) for b in differing[:i])
+
+
+def test_control_scale_zero_drops_points_too():
+    editor, batch = make_editor(), make_batch(2, size=32, points=3)
+    assert torch.equal(denoised(editor, batch, 0.0), denoised(editor, replace(batch, points=None, control=None)))
+
+
+def test_control_factor_is_not_for_points():
+    batch = replace(make_batch(1, size=32, points=3), control=None)
+    assert torch.equal(
+        denoised(make_editor(control_factor=0.2), batch), denoised(make_editor(control_factor=5.0), batch)
+    )
+
+
+def test_points_without_validity_are_valid():
+    editor, batch = make_editor(), make_batch(1, size=32, points=3)
+    assert torch.equal(denoised(editor, batch), denoised(editor, replace(batch, points_valid=None)))
+
+
+def test_dropped_control_drops_points():
+    editor, batch = make_editor(), make_batch(2, size=32, points=3)
+    none, first = torch.zeros(2, dtype=torch.bool), torch.tensor([True, False])
+    x, sigma = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2)
+    with torch.no_grad():
+        given, bare = (
+            editor.condition(b, torch.zeros_like(batch.source), torch.full((2,), 0.02))
+            for b in (batch, replace(batch, points=None, control=None))
+        )
+        out, without, whole = (editor.denoise(x, sigma, c)[0] for c in (given.dropped(none, none, first), bare, given))
+    assert torch.equal(out[0], without[0]) and torch.equal(out[1], whole[1])
+
+
+def test_conditions_that_differ_in_kind_do_not_join():
+    editor, batch = make_editor(), make_batch(1, size=32, points=3)
+    given, bare = (
+        editor.condition(b, torch.zeros_like(b.source), torch.full((1,), 0.02))
+        for b in (batch, replace(batch, points=None, points_valid=None))
+    )
+    with pytest.raises(ValueError, match="points is present in one of two"):
+        Condition.cat(given, bare)
+
+
+def test_source_is_resized_in_full_precision_under_autocast():
+    editor, batch, seen = make_editor(), make_batch(1, size=32), []
+    editor.image_encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    editor.embed(batch.source)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        editor.embed(batch.source)
+    assert torch.equal(*seen)
 
 
 def test_dropout_frequencies():

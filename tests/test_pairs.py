@@ -1,20 +1,33 @@
 """From videos to pairs: which frames, which flow, which pairs are turned away, what is written."""
 
+import errno
 import json
+import os
+import signal
 import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+from fractions import Fraction
+from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fp_lightning.errors import InputError
-from fp_lightning.pairs.build import PairSettings, build_pairs, build_video, choose_windows, make_pair
+from fp_lightning.files import locked
+from fp_lightning.pairs.build import PairSettings, build_pairs, build_video, choose_windows, make_pair, read_windows
+from fp_lightning.pairs.engines import Task, run_local
 from fp_lightning.pairs.filters import PairFilter
-from fp_lightning.pairs.flow import dis_flow, settle
+from fp_lightning.pairs.flow import dis_flow
+from fp_lightning.pairs.motion import chained_flow, continuity, link
 from fp_lightning.pairs.tracks import sample, tracks_from_flow
-from fp_lightning.pairs.video import VideoError, duration, fit, list_videos, read_frames
+from fp_lightning.pairs.video import VideoError, duration, fit, list_videos, read_frames, stream_frames
 from fp_lightning.scenes import Scene, write_clip
 from fp_lightning.shards import PairStore
 
@@ -42,6 +55,7 @@ def write_video(path, images, fps=8):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width, stream.pix_fmt = *images[0].shape[:2], "yuv420p"
+        stream.options = {"crf": "4"}
         for image in images:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
         container.mux(stream.encode())
@@ -139,7 +153,91 @@ def test_an_unreadable_file_is_a_video_error(tmp_path, content):
 def test_a_video_that_ends_early_gives_what_it_has_and_says_so(tmp_path):
     clip = read_frames(counting_video(tmp_path / "v.mp4"), [0.5, 9.0], (64, 96))
     assert list(clip.frames) == [0.5]
-    assert "ends at 2.9 s" in (clip.problem or "")
+    assert "frames after 0.5 s are missing" in (clip.problem or "")
+
+
+def test_the_last_frame_answers_times_shortly_after_it(tmp_path):
+    path = counting_video(tmp_path / "v.mp4")  # the last frame is at 2.875 s
+    assert list(read_frames(path, [3.0], (64, 96)).frames) == [3.0]
+    with pytest.raises(VideoError, match="gives no frame"):
+        read_frames(path, [3.2], (64, 96))
+
+
+def test_frames_are_streamed_in_order_of_time(tmp_path):
+    path = counting_video(tmp_path / "v.mp4")
+    wanted = [time for time, _, _ in stream_frames(path, [2.0, 0.5, 1.25], (64, 96))]
+    assert wanted == [0.5, 1.25, 2.0]
+
+
+def test_a_gif_is_a_video(tmp_path):
+    images = [Image.fromarray(np.full((40, 60, 3), 10 * i, np.uint8)) for i in range(20)]
+    images[0].save(tmp_path / "v.gif", save_all=True, append_images=images[1:], duration=100)
+    assert list_videos([tmp_path]) == [tmp_path / "v.gif"]
+    assert read_frames(tmp_path / "v.gif", [1.0], (40, 60)).frames[1.0][1].mean() == pytest.approx(100, abs=6)
+
+
+def test_variable_frame_rates_keep_their_times(tmp_path):
+    path = tmp_path / "v.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=100)
+        stream.width = stream.height = 64
+        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 100)
+        for level, hundredths in ((10, 0), (60, 10), (110, 150), (160, 155), (210, 300)):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = hundredths, Fraction(1, 100)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    frames = read_frames(path, [0.05, 1.0, 1.52], (64, 64)).frames
+    assert {t: a for t, (a, _) in frames.items()} == pytest.approx({0.05: 0.1, 1.0: 1.5, 1.52: 1.55}, abs=2e-3)
+    assert [round(image.mean() / 10) for _, image in frames.values()] == [6, 11, 16]
+
+
+def frame_folder(path: Path, count: int = 60) -> Path:
+    path.mkdir(parents=True)
+    for i in range(count):  # 24 frames per second, numbered without leading zeros
+        Image.fromarray(np.full((40, 60, 3), 4 * i, np.uint8)).save(path / f"frame{i}.png")
+    return path
+
+
+def test_a_folder_of_images_is_a_video_in_the_order_of_its_numbers(tmp_path):
+    folder = frame_folder(tmp_path / "clips" / "dog")
+    assert list_videos([tmp_path / "clips"]) == [folder]
+    assert duration(folder) == pytest.approx(60 / 24)
+    frames = read_frames(folder, [0.5, 2.0], (40, 56)).frames
+    assert [frames[t][1].mean() for t in (0.5, 2.0)] == pytest.approx([4 * 12, 4 * 48])
+
+
+def test_images_beside_videos_are_no_video(clips, tmp_path):
+    folder = frame_folder(tmp_path / "dog", 3)
+    (folder / "v.mp4").write_bytes((clips / "one.mp4").read_bytes())
+    assert list_videos([tmp_path]) == [folder / "v.mp4"]
+
+
+def test_odd_sizes_are_read(tmp_path):
+    images = [Image.fromarray(np.full((37, 61, 3), 60 * i, np.uint8)) for i in range(3)]
+    images[0].save(tmp_path / "v.gif", save_all=True, append_images=images[1:], duration=500)
+    assert read_frames(tmp_path / "v.gif", [0.4], (64, 96)).frames[0.4][1].shape == (64, 96, 3)
+
+
+def test_a_video_without_frames_is_a_video_error(tmp_path):
+    with av.open(str(tmp_path / "v.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+    with pytest.raises(VideoError, match=r"v\.mkv"):
+        build_video(tmp_path / "v.mkv", SETTINGS)
+
+
+def test_sound_alone_is_a_video_error(tmp_path):
+    with av.open(str(tmp_path / "v.mkv"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(VideoError, match="no video stream"):
+        duration(tmp_path / "v.mkv")
 
 
 # --- flow, tracks, filter
@@ -150,26 +248,72 @@ def two_frames(seed: int = 3):
     return scene, scene.frame(0.0), scene.frame(1.0)
 
 
+def far_frames(seed: int, count: int = 9):
+    """Frames of a scene that moves by up to a third of its width."""
+    scene = Scene(seed, (160, 256), objects=(1, 2), motion=(0.2, 0.33))
+    return scene, [scene.frame(t, 2) for t in np.linspace(0, 1, count)]
+
+
+def flow_between(frames):
+    return chained_flow(frames, link(frames, dis_flow), dis_flow)
+
+
 def test_dis_flow_points_from_first_to_second():
     scene, source, target = two_frames()
     inside = scene.layer(scene._grid(1), 1.0) == 0
-    found, true = dis_flow(target, source)[:, inside].median(1).values, scene.flow(1.0, 0.0)[:, inside].mean(1)
-    assert found.tolist() == pytest.approx(true.tolist(), abs=1.0)
+    found = dis_flow([target], [source])[0][:, inside].median(1).values
+    assert found.tolist() == pytest.approx(scene.flow(1.0, 0.0)[:, inside].mean(1).tolist(), abs=1.0)
 
 
-def test_settled_flow_rests_where_nothing_moves():
-    scene, source, target = two_frames()
-    rest = torch.from_numpy(scene.flow(1.0, 0.0) == 0).all(0)
-    wrong = torch.full((2, 128, 256), 7.0)
-    settled = settle(wrong, target, source)
-    assert (settled[:, rest] == 0).float().mean() > 0.95
+def test_dis_flow_goes_on_from_its_start():
+    scene, frames = far_frames(2, 2)
+    inside = torch.from_numpy(scene.layer(scene._grid(1), 1.0) >= 0)
+    true = torch.from_numpy(np.ascontiguousarray(scene.flow(1.0, 0.0)))
+    alone = dis_flow(frames[1:], frames[:1])[0]
+    helped = dis_flow(frames[1:], frames[:1], true[None])[0]
+    assert (helped - true).norm(dim=0)[inside].median() < 1 < (alone - true).norm(dim=0)[inside].median()
 
 
-def test_settled_flow_keeps_true_motion():
-    scene, source, target = two_frames()
-    true = torch.from_numpy(scene.flow(1.0, 0.0))
-    moves = true.norm(dim=0) > 0
-    assert (settle(true, target, source) - true)[:, moves].abs().amax(0).lt(0.1).float().mean() > 0.8
+def test_chained_tracks_beat_one_long_jump():
+    chained, jump = [], []
+    for seed in (1, 2, 4):
+        scene, frames = far_frames(seed)
+        tracks, visible = (torch.from_numpy(np.ascontiguousarray(x)) for x in scene.tracks(1.0, 0.0))
+        moving = visible & torch.from_numpy(scene.layer(scene._grid(8), 1.0) >= 0)
+        for errors, used in ((chained, frames), (jump, [frames[0], frames[-1]])):
+            errors.append((tracks_from_flow(*flow_between(used))[0] - tracks).norm(dim=0)[moving])
+    assert torch.cat(chained).median() < 1
+    assert torch.cat(jump).median() > 10
+
+
+def test_visibility_agrees_with_the_truth():
+    agree = {"both": 0, "one": 0}
+    for seed in (1, 2, 4):
+        scene, frames = far_frames(seed)
+        visible = torch.from_numpy(scene.tracks(1.0, 0.0)[1])
+        found = tracks_from_flow(*flow_between(frames))[1]
+        agree["both"] += int((visible & found).sum())
+        agree["one"] += int((visible ^ found).sum())
+    assert 2 * agree["both"] / (2 * agree["both"] + agree["one"]) > 0.95  # F1
+
+
+def test_what_does_not_move_rests():
+    scene, frames = far_frames(4)
+    rests = torch.from_numpy(np.ascontiguousarray(scene.flow(1.0, 0.0) == 0)).all(0)  # also what was hidden before
+    assert (flow_between(frames)[0][:, rests] == 0).all(0).float().mean() > 0.9
+
+
+def test_rest_survives_a_change_of_light():
+    scene, frames = far_frames(4)
+    dimmed = [(frame * (1 - 0.02 * i)).astype(np.uint8) for i, frame in enumerate(frames)]
+    rests = torch.from_numpy(np.ascontiguousarray(scene.flow(1.0, 0.0) == 0)).all(0)
+    assert (flow_between(dimmed)[0][:, rests] == 0).all(0).float().mean() > 0.9
+
+
+def test_continuity_tells_a_cut_from_motion():
+    _, frames = far_frames(4)
+    assert continuity(frames) > 0.6
+    assert continuity([*frames[:4], *far_frames(7)[1][4:]]) < 0.4
 
 
 def test_sampling_is_exact_for_a_linear_field():
@@ -196,8 +340,8 @@ def test_tracks_of_exact_flow_agree_with_the_scene():
     assert (tracks - pair.tracks).norm(dim=0)[both].quantile(0.9) < 1.0
 
 
-def reason_for(source, target) -> str | None:
-    result = make_pair(np.ascontiguousarray(source), np.ascontiguousarray(target), PairSettings(size=(128, 256)))
+def reason_for(*frames) -> str | None:
+    result = make_pair([np.ascontiguousarray(frame) for frame in frames], PairSettings(size=(128, 256)))
     return result if isinstance(result, str) else None
 
 
@@ -218,7 +362,7 @@ def test_a_moving_camera_is_rejected():
 
 
 def test_a_cut_is_rejected():
-    assert reason_for(Scene(3, (128, 256)).frame(0.0), Scene(6, (128, 256)).frame(0.0)) is not None
+    assert reason_for(Scene(3, (128, 256)).frame(0.0), Scene(6, (128, 256)).frame(0.0)) == "cut"
 
 
 def test_a_fade_is_rejected():
@@ -254,6 +398,7 @@ def test_manifest_has_the_agreed_form(built, clips):
     out, manifest = built
     assert json.loads((out / "manifest.json").read_text()) == manifest
     assert list(manifest) == ["videos", "pairs", "rejected", "settings", "per_video"]
+    assert manifest["settings"]["filter"]["min_moving"] == PairFilter().min_moving
     assert manifest["videos"] == 2
     assert manifest["settings"]["size"] == list(SIZE)
     for record in manifest["per_video"]:
@@ -275,8 +420,8 @@ def test_stored_pairs_are_more_than_the_gap_apart(built):
 def test_stored_images_are_the_frames_of_their_times(built):
     pair = PairStore(built[0])[0]
     frames = read_frames(pair.meta["video"], pair.meta["times"], SIZE).frames
-    for image, time in zip((pair.source, pair.target), pair.meta["times"], strict=True):
-        assert np.array_equal(image.permute(1, 2, 0).numpy(), frames[time][1])
+    for image, at in zip((pair.source, pair.target), pair.meta["times"], strict=True):
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), frames[at][1])
 
 
 def test_no_two_pairs_of_a_video_are_alike(built):
@@ -285,11 +430,122 @@ def test_no_two_pairs_of_a_video_are_alike(built):
     assert len(set(starts)) == len(starts)
 
 
+def contents(out: Path) -> dict[str, bytes]:
+    """Every file of a folder of pairs; its page tells the folder's name."""
+    return {
+        str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.suffix != ".html"
+    }
+
+
 def test_result_does_not_depend_on_workers(built, clips, tmp_path):
     out, manifest = built
     assert build_pairs([clips], tmp_path / "two", SETTINGS, workers=2) == manifest
-    for path in (out / "shards").iterdir():
-        assert (tmp_path / "two" / "shards" / path.name).read_bytes() == path.read_bytes()
+    assert contents(tmp_path / "two") == contents(out)
+
+
+def test_ray_gives_the_same_pairs(built, clips, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'fp-lightning[ray]'")
+    code = (
+        "import sys; from fp_lightning.pairs.build import *; from tests.test_pairs import SETTINGS;"
+        "build_pairs([sys.argv[1]], sys.argv[2], SETTINGS, workers=2, engine='ray')"
+    )
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", code, clips, tmp_path / "ray"], check=True, env=environment, cwd=root)
+    assert contents(tmp_path / "ray") == contents(built[0])
+
+
+def test_killed_at_any_instant_and_resumed_it_ends_alike(built, clips, tmp_path):
+    code = (
+        "import sys; from fp_lightning.pairs.build import *; from tests.test_pairs import SETTINGS;"
+        "print('ready', flush=True);"
+        "build_pairs([sys.argv[1]], sys.argv[2], SETTINGS, resume=True)"
+    )
+    root = Path(__file__).parent.parent
+    for seconds in (0.05, 0.4, 1.0):
+        command = [sys.executable, "-c", code, str(clips), str(tmp_path / "out")]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert build_pairs([clips], tmp_path / "out", SETTINGS, resume=True) == built[1]
+    assert contents(tmp_path / "out") == contents(built[0])
+
+
+def test_no_more_frames_are_held_than_open_windows_need(tmp_path):
+    path = write_video(tmp_path / "v.mp4", [np.full((64, 96, 3), i, np.uint8) for i in range(25 * 8)])
+    windows = [(float(t), t + 1.5) for t in range(0, 22, 2)]
+    tracemalloc.start()
+    for _ in read_windows(path, windows, PairSettings(size=(640, 960), step=0.125)):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * 2 * 13 * 640 * 960 * 3  # of 143 frames
+
+
+def deadly(task: Task) -> dict:
+    """Stands for a decoder that crashes on one video."""
+    if task.path == "bad":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"video": task.path, "pairs": 1, "rejected": {}, "error": None}
+
+
+def test_a_video_that_kills_its_process_costs_no_other(tmp_path):
+    tasks = [Task(path, tmp_path, SETTINGS) for path in ("a", "b", "bad", "c", "d", "e")]
+    records = {task.path: record for task, record in run_local(deadly, tasks, workers=2)}
+    assert sorted(records) == ["a", "b", "bad", "c", "d", "e"]
+    assert "killed the process" in records.pop("bad")["error"]
+    assert all(record["pairs"] == 1 for record in records.values())
+
+
+def test_two_runs_on_one_folder_are_refused(clips, tmp_path):
+    with locked(tmp_path / "out"), pytest.raises(InputError, match="another run is writing"):
+        build_pairs([clips], tmp_path / "out", SETTINGS)
+
+
+def test_a_full_disk_is_an_error_of_the_video(clips, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fp_lightning.pairs.build.write_shard", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        build_pairs([clips], tmp_path / "out", SETTINGS)
+    records = json.loads((tmp_path / "out" / "manifest.json").read_text())["per_video"]
+    assert all("No space left on device" in record["error"] for record in records)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(clips, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(InputError, match=r"out cannot be written"):
+        build_pairs([clips], tmp_path / "out", SETTINGS)
+
+
+def test_windows_have_the_frames_between_their_ends(tmp_path):
+    path = write_video(tmp_path / "v.mp4", [np.full((64, 96, 3), i, np.uint8) for i in range(25 * 8)])
+    windows = [(float(t), t + 1.5) for t in range(0, 22, 2)]
+    frames = [found for _, found in read_windows(path, windows, PairSettings(size=(64, 96), step=0.25))]
+    assert [len(found) for found in frames] == [7] * len(windows)
+    assert [found[0][0] for found in frames] == pytest.approx([start for start, _ in windows])
+
+
+def test_a_repeated_scene_gives_no_duplicates(tmp_path):
+    scene = Scene(1, SIZE, **MOTION)
+    once = [scene.frame(t) for t in np.linspace(0, 1, 16)]
+    write_video(tmp_path / "loop.mp4", once * 4)
+    settings = PairSettings(size=SIZE, min_gap=1.0, max_gap=1.2, candidates=30, pairs_per_video=30)
+    result = build_video(tmp_path / "loop.mp4", settings)
+    assert result.rejected["duplicate"] > 0
+    shown = [tuple(round(time % 2, 3) for time in pair.meta["times"]) for pair in result.pairs]
+    assert len(shown) == len(set(shown))
+
+
+def test_candidates_are_told_with_their_reason(clips):
+    result = build_video(clips / "one.mp4", SETTINGS)
+    kept = [candidate for candidate in result.candidates if candidate[2] is None]
+    assert [list(candidate[:2]) for candidate in kept] == [pair.meta["times"] for pair in result.pairs]
+    assert len(result.candidates) == len(kept) + sum(result.rejected.values())
 
 
 def test_a_damaged_video_is_recorded_and_the_others_go_on(clips, tmp_path):

@@ -1,4 +1,4 @@
-"""The diffusers pipeline: sizes, save and load, agreement with the sampler."""
+"""The diffusers pipeline: sizes, every signal, save and load, agreement with the sampler."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,9 @@ import torch
 from conftest import make_editor
 from PIL import Image
 
+from fp_lightning import pipeline
 from fp_lightning.errors import InputError
-from fp_lightning.images import squeeze, strokes, unsqueeze
+from fp_lightning.images import coarse_image, drags, squeeze, strokes, unsqueeze
 from fp_lightning.pipeline import FramePainterPipeline
 from fp_lightning.sampler import Sampling, sample
 from fp_lightning.types import EditBatch, to_unit_range
@@ -81,11 +82,75 @@ def test_without_a_generator_edits_differ(pipe):
     assert not np.array_equal(np.array(first), np.array(second))
 
 
-def test_missing_sketches_and_generators_are_errors(pipe):
-    with pytest.raises(InputError, match="1 images need as many sketches, got 0"):
-        pipe(picture(64, 64))
-    with pytest.raises(InputError, match="2 images need as many generators, got 1"):
-        pipe([picture(64, 64)] * 2, [drawing(64, 64)] * 2, generator=[torch.Generator()])
+@pytest.fixture
+def seen(pipe, monkeypatch) -> list[EditBatch]:
+    """The batches that reach the sampler, whose work is skipped."""
+    batches: list[EditBatch] = []
+
+    def sample(editor, batch, settings, generators, progress):
+        batches.append(batch)
+        return batch.source
+
+    monkeypatch.setattr(pipeline, "sample", sample)
+    return batches
+
+
+def test_each_signal_arrives_at_the_size_of_the_network(pipe, seen):
+    image, drawn, edited, points = picture(80, 60), drawing(80, 60), picture(80, 60, 1), [[8, 6, 40, 30]]
+    pipe(image, drawn)
+    pipe(image, coarse=edited)
+    pipe(image, points=np.array(points))
+    assert torch.equal(seen[0].control[0], strokes(drawn, (60, 80), (64, 64)))
+    assert torch.equal(seen[1].control[0], coarse_image(edited, image, (64, 64)))
+    assert torch.equal(seen[2].points[0], drags(points, (60, 80), (64, 64)))
+    assert [batch.control is None for batch in seen] == [False, False, True]
+    assert [batch.points is None for batch in seen] == [True, True, False]
+
+
+def test_signals_of_one_image_go_together(pipe, seen):
+    pipe(picture(64, 64), drawing(64, 64), picture(64, 64, 1), [[1, 2, 3, 4]])
+    (batch,) = seen
+    white = strokes(drawing(64, 64), (64, 64), (64, 64)) > 0
+    assert (batch.control[0][white] == 1).all() and (batch.control[0][~white] > 0).any()
+    assert batch.points_valid.tolist() == [[True]]
+
+
+def test_images_of_one_batch_may_have_different_signals(pipe, seen):
+    images = [picture(64, 64), picture(32, 48)]
+    edited = pipe(images, sketch=[drawing(64, 64), None], points=[None, [[1, 2, 3, 4], [5, 6, 7, 8]]]).images
+    (batch,) = seen
+    assert [image.size for image in edited] == [(64, 64), (32, 48)]
+    assert batch.control_valid.tolist() == [True, False]
+    assert batch.points_valid.tolist() == [[False, False], [True, True]]
+
+
+def test_points_change_the_edit(pipe):
+    image = picture(64, 64)
+    one, other = (edit(pipe, image, None, points=[[8, 8, x, 32]]) for x in (24, 48))
+    assert not np.array_equal(np.array(one), np.array(other))
+
+
+@pytest.mark.parametrize(
+    ("images", "signals", "message"),
+    [
+        (1, {}, "image 0 has no signal; pass a sketch, a coarse edit or points"),
+        (2, {"sketch": [drawing(64, 64), None]}, "image 1 has no signal"),
+        (2, {"sketch": [drawing(64, 64)]}, "2 images need a list of as many sketch, got 1"),
+        (2, {"sketch": drawing(64, 64)}, "2 images need a list of as many sketch, got no list"),
+        (2, {"points": [[[1, 2, 3, 4]]]}, "2 images need a list of as many points, got 1"),
+        (1, {"coarse": [picture(64, 64)]}, "coarse must be a PIL image, got list"),
+        (1, {"points": [[1, 2, 3, 99]]}, r"point 1 ends at \(3, 99\), outside of its image, which is 64x64"),
+        (
+            2,
+            {"sketch": [drawing(64, 64)] * 2, "generator": [torch.Generator()]},
+            "2 images need as many generators, got 1",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_on_one_line(pipe, seen, images, signals, message):
+    with pytest.raises(InputError, match=message) as caught:
+        pipe(picture(64, 64) if images == 1 else [picture(64, 64)] * images, **signals)
+    assert "\n" not in str(caught.value)
 
 
 def test_size_that_does_not_fit_is_refused():

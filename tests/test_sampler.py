@@ -1,5 +1,7 @@
 """The sampler reaches known goals; guidance and batching do what they say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import make_batch, make_editor
@@ -77,9 +79,9 @@ def test_guidance_at_scale_one_is_no_guidance():
         assert torch.equal(guided(editor, condition, 1.0, 4)(x, sigma, 0), plain)
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
-def test_guidance_mixes_both_halves(scale):
-    editor, batch = make_editor(), make_batch(2)
+@pytest.mark.parametrize(("scale", "points"), [(0.0, None), (0.5, 3), (3.0, 3)])
+def test_guidance_mixes_both_halves(scale, points):
+    editor, batch = make_editor(), make_batch(2, points=points)
     condition, x, sigma = condition_of(editor, batch), torch.randn(2, 2, 4, 16, 16), torch.tensor(2.0)
     with torch.no_grad():
         given = editor.denoise(x, sigma.expand(2), condition)[0]
@@ -98,6 +100,36 @@ def test_unconditional_half_does_not_depend_on_the_control():
     with torch.no_grad():
         first, second = (editor.denoise(x, sigma, condition_of(editor, b).unconditional())[0] for b in both)
     assert torch.equal(first, second)
+
+
+def test_unconditional_half_does_not_depend_on_the_points():
+    editor, batch = make_editor(), replace(make_batch(1, size=32, points=3), control=None)
+    x, sigma = torch.randn(1, 2, 4, 8, 8), torch.ones(1)
+    conditions = [condition_of(editor, b) for b in (batch, replace(batch, points=batch.points.roll(1, -1)))]
+    with torch.no_grad():
+        first, second, without, given = (
+            editor.denoise(x, sigma, condition)[0]
+            for condition in (
+                *(condition.unconditional() for condition in conditions),
+                condition_of(editor, replace(batch, points=None)).unconditional(),
+                conditions[0],
+            )
+        )
+    assert torch.equal(first, second) and torch.equal(first, without)
+    assert not torch.equal(first, given)
+
+
+def test_a_mixed_batch_draws_each_sample_as_alone():
+    """One sample with points, one with a control image, whose other field is only there to fill the batch."""
+    editor, batch, settings = make_editor(), make_batch(2, size=32, points=3), Sampling(2, guidance_scale=2.0)
+    valid = torch.tensor([[True] * 3, [False] * 3])
+    mixed = replace(batch, control_valid=torch.tensor([False, True]), points_valid=valid)
+    together = sample(editor, mixed, settings, generators(5, 6))
+    dragged = EditBatch(source=batch.source[:1], points=batch.points[:1], points_valid=valid[:1], name=["a"])
+    drawn = EditBatch(source=batch.source[1:], control=batch.control[1:], name=["b"])
+    for i, one in enumerate((dragged, drawn)):
+        alone = sample(editor, one, settings, generators(5 + i))
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-3, atol=1e-3)
 
 
 def test_a_sample_is_the_same_in_any_batch():

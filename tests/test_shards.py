@@ -2,12 +2,17 @@
 
 import pickle
 
+import fsspec
 import pytest
 import torch
 
 from fp_lightning.errors import InputError
 from fp_lightning.scenes import Scene
-from fp_lightning.shards import FLOW_LIMIT, MANIFEST, PairStore, read_header, shard_path, write_shard
+from fp_lightning.shards import FLOW_LIMIT, MANIFEST, PairStore, shard_path, write_manifest, write_shard
+
+
+def record(video: str, pairs: int) -> dict:
+    return {"video": video, "pairs": pairs, "rejected": {}, "error": None}
 
 
 @pytest.fixture
@@ -19,7 +24,7 @@ def pairs():
 def root(tmp_path, pairs):
     write_shard(tmp_path, "films/a dog.mp4", pairs[:2])
     write_shard(tmp_path, "films/cat.mp4", pairs[2:])
-    (tmp_path / MANIFEST).write_text("{}")
+    write_manifest(tmp_path, [record("films/a dog.mp4", 2), record("films/none.mp4", 0), record("films/cat.mp4", 1)])
     return tmp_path
 
 
@@ -66,7 +71,7 @@ def test_flow_that_cannot_be_stored_is_refused_and_leaves_nothing(tmp_path, pair
 def test_greatest_flow_is_kept(tmp_path, pairs):
     pairs[0].flow_to_source[:, 0, 0] = torch.tensor([FLOW_LIMIT, -FLOW_LIMIT])
     write_shard(tmp_path, "v.mp4", pairs[:1])
-    (tmp_path / MANIFEST).write_text("{}")
+    write_manifest(tmp_path, [record("v.mp4", 1)])
     assert PairStore(tmp_path)[0].flow_to_source[:, 0, 0].tolist() == [FLOW_LIMIT, -FLOW_LIMIT]
 
 
@@ -89,10 +94,54 @@ def test_a_folder_without_pairs_names_the_command(tmp_path, folder):
         PairStore(tmp_path / folder)
 
 
-def test_a_manifest_without_shards_is_no_pairs(tmp_path):
-    (tmp_path / MANIFEST).write_text("{}")
-    with pytest.raises(InputError, match="no pairs"):
+def test_a_manifest_without_pairs_is_no_pairs(tmp_path):
+    write_manifest(tmp_path, [record("v.mp4", 0)])
+    with pytest.raises(InputError, match="lists none"):
         PairStore(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}", "no json", '{"per_video": [{}]}'])
+def test_a_damaged_manifest_is_one_line(tmp_path, text):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(InputError, match="cannot be read as pairs"):
+        PairStore(tmp_path)
+
+
+def test_a_missing_shard_is_named_at_once(root):
+    shard_path(root, "films/cat.mp4").unlink()
+    with pytest.raises(InputError, match=r"lacks 1 shards, .*cat-"):
+        PairStore(root)
+
+
+def test_only_what_the_manifest_lists_is_read(root):
+    write_manifest(root, [record("films/cat.mp4", 1)])
+    assert PairStore(root).videos == ["films/cat.mp4"]
+
+
+def test_manifest_sums_its_records(tmp_path):
+    records = [{**record("a", 2), "rejected": {"cut": 1}}, {**record("b", 1), "rejected": {"cut": 2, "alike": 1}}]
+    manifest = write_manifest(tmp_path, records, {"seed": 1})
+    assert {k: manifest[k] for k in ("videos", "pairs", "rejected", "settings")} == {
+        "videos": 2,
+        "pairs": 3,
+        "rejected": {"alike": 1, "cut": 3},
+        "settings": {"seed": 1},
+    }
+
+
+def test_a_remote_folder_is_fetched_shard_by_shard(root, pairs, tmp_path, monkeypatch):
+    memory = fsspec.filesystem("memory")
+    for path in root.rglob("*.*"):
+        memory.pipe_file(f"/bucket/{path.relative_to(root)}", path.read_bytes())
+    monkeypatch.setenv("FP_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    store = PairStore("memory://bucket")
+    assert torch.equal(store[2].source, pairs[2].source)
+    fetched = [path.name for path in (tmp_path / "cache").rglob("*.safetensors")]
+    assert fetched == [shard_path("", "films/cat.mp4").name]
+    memory.rm("/bucket/shards", recursive=True)
+    assert torch.equal(pickle.loads(pickle.dumps(store))[2].target, pairs[2].target)  # from the cache
+    with pytest.raises(InputError, match="memory://bucket"):
+        store[0]
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b"garbage", lambda b: b""])
@@ -100,7 +149,7 @@ def test_a_damaged_shard_is_named(root, damage):
     path = shard_path(root, "films/cat.mp4")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match=path.name):
-        PairStore(root)
+        PairStore(root)[2]
 
 
 def test_a_damaged_image_is_named(root):
@@ -111,7 +160,3 @@ def test_a_damaged_image_is_named(root):
     path.write_bytes(content)
     with pytest.raises(InputError, match=path.name):
         PairStore(root)[2]
-
-
-def test_header_is_read_alone(root):
-    assert read_header(shard_path(root, "films/cat.mp4"))["video"] == "films/cat.mp4"

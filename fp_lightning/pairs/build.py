@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,20 +15,25 @@ import numpy as np
 import torch
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import written_beside
+from fp_lightning.files import locked, written_beside
+from fp_lightning.pairs.engines import ENGINES, Engine, Task, progress
 from fp_lightning.pairs.filters import PairFilter
-from fp_lightning.pairs.flow import FLOWS, settle
-from fp_lightning.pairs.tracks import TRACKERS
-from fp_lightning.pairs.video import Image, duration, list_videos, read_frames
-from fp_lightning.shards import FOLDER, MANIFEST, shard_path, write_shard
+from fp_lightning.pairs.flow import FLOWS, Image, flow_estimator
+from fp_lightning.pairs.motion import chained_flow, continuity, link
+from fp_lightning.pairs.preview import write_preview
+from fp_lightning.pairs.tracks import TRACKERS, point_tracker
+from fp_lightning.pairs.video import duration, ends_early, list_videos, stream_frames
+from fp_lightning.shards import FLOW_LIMIT, FOLDER, MANIFEST, shard_path, write_manifest, write_shard
 from fp_lightning.types import TRACK_STRIDE, VideoPair
 
-END = 0.2  # seconds at the end of a video that are not asked for: stated lengths are not exact
+ALIKE = 12  # 8-bit levels: two images whose thumbnails differ by no more anywhere are the same
+SHORTENED = {"inconsistent", "motion_too_large", "cut"}  # reasons that a shorter time may mend
+Window = tuple[float, float]  # source and target time of a candidate, in seconds
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """What pairs are made. The paper: frames more than 1 s apart; all else is not stated.
+    """What pairs are made. The paper: frames more than 1 s apart, SEA-RAFT, CoTracker-v3; all else is not stated.
 
     Raises:
         InputError: a side is no multiple of the track stride, or a name or a range is unknown.
@@ -40,10 +43,14 @@ class PairSettings:
     min_gap: float = 1.0  # the frames of a pair are more seconds apart than this
     max_gap: float = 3.0  # and no more than about this
     pairs_per_video: int = 8  # kept at most
-    candidates: int = 32  # tried at most; their frames are held in memory
-    spacing: float = 0.25  # seconds between the source frames of any two candidates at least
+    candidates: int = 32  # tried at most
+    spacing: float = 0.25  # seconds between the source frames of any two candidates at least, less in short videos
+    step: float = 0.2  # seconds between the frames through which flow is chained; 0 for one long jump
     flow: str = "dis"
+    flow_weights: str | None = None  # a file, in place of the estimator's own download
     tracker: str = "flow"
+    tracker_weights: str | None = None  # a folder with the tracker's code and weights
+    accept_license: bool = False  # of a tracker whose licence restricts its use
     seed: int = 0
     filter: PairFilter = field(default_factory=PairFilter)
 
@@ -53,81 +60,181 @@ class PairSettings:
             problems.append(f"size must be two multiples of {TRACK_STRIDE} from 64 on, got {self.size}; try 320 512")
         if not 0 <= self.min_gap < self.max_gap:
             problems.append(f"max_gap must exceed min_gap, got {self.min_gap:g} and {self.max_gap:g}")
-        if min(self.pairs_per_video, self.candidates) < 1 or self.spacing <= 0:
-            problems.append("pairs_per_video and candidates must be 1 or more, spacing above 0")
+        if min(self.pairs_per_video, self.candidates) < 1 or self.spacing <= 0 or self.step < 0:
+            problems.append("pairs_per_video and candidates must be 1 or more, spacing above 0, step 0 or more")
         for kind, name, known in (("flow", self.flow, FLOWS), ("tracker", self.tracker, TRACKERS)):
             if name not in known:
                 problems.append(f"{kind} {name} is unknown; known: {', '.join(known)}")
         if problems:
             raise InputError("; ".join(problems))
 
+    def load(self) -> None:
+        """Loads the estimators of this process. Raises InputError: weights, a package or a consent are missing."""
+        flow_estimator(self.flow, self.flow_weights)
+        point_tracker(self.tracker, self.tracker_weights, self.accept_license)
+
+    def stated(self) -> dict[str, Any]:
+        """As JSON gives it back; what decides the pairs, so neither where weights lie nor a consent."""
+        settings = json.loads(json.dumps(asdict(self)))
+        return {k: v for k, v in settings.items() if k not in ("flow_weights", "tracker_weights", "accept_license")}
+
 
 @dataclass
 class VideoResult:
     """What became of one video."""
 
-    pairs: list[VideoPair]
-    rejected: dict[str, int]  # reason → candidates
+    pairs: list[VideoPair] = field(default_factory=list)
+    candidates: list[tuple[float, float, str | None]] = field(default_factory=list)  # times, why rejected
+    rejected: Counter[str] = field(default_factory=Counter)  # reason → candidates
     problem: str | None = None  # what of the video could not be read
 
 
 def build_video(path: str | Path, settings: PairSettings) -> VideoResult:
     """The pairs of one video, in order of time; a function of its name, its content and the settings.
 
+    Candidates are tried in rounds that each spread over the video, so that a video whose first ones
+    are good is read once, and only the frames of the candidates under way are held.
+
     Raises:
         VideoError: nothing of it can be read.
     """
     rng = np.random.default_rng([settings.seed, int(hashlib.sha1(str(path).encode()).hexdigest()[:12], 16)])
-    windows = choose_windows(duration(path) - END, settings, rng)
+    windows = choose_windows(duration(path), settings, rng)
+    result = VideoResult()
     if not windows:
-        return VideoResult([], {"too_short": 1})
-    clip = read_frames(path, sorted({time for window in windows for time in window}), settings.size)
-    pairs: list[VideoPair] = []
-    rejected: Counter[str] = Counter()
-    for window in windows:
-        if len(pairs) == settings.pairs_per_video:
+        result.rejected["too_short"] = 1
+    for begin in range(0, len(windows), settings.pairs_per_video):
+        for window, frames in read_windows(path, windows[begin : begin + settings.pairs_per_video], settings):
+            _try(path, window, frames, settings, result)
+            if len(result.pairs) == settings.pairs_per_video:
+                break
+        else:
+            continue
+        break
+    if result.rejected["not_decoded"]:
+        result.problem = ends_early(
+            path, max((end for _, end, why in result.candidates if why != "not_decoded"), default=0.0)
+        )
+    result.pairs.sort(key=lambda pair: pair.meta["times"])
+    result.candidates.sort(key=lambda candidate: candidate[:2])
+    result.rejected += Counter()  # drops zeros
+    return result
+
+
+def _try(
+    path: str | Path, window: Window, frames: list[tuple[float, Image]], settings: PairSettings, result: VideoResult
+) -> None:
+    """Makes a pair of a candidate's frames, or notes in `result` why not.
+
+    What moves too far or out of sight may be kept over a shorter time: the shortest one at the candidate's
+    beginning and that at its end are tried as well.
+    """
+    made: VideoPair | str = "too_close" if frames else "not_decoded"
+    times = [frames[0][0], frames[-1][0]] if frames else list(window)
+    for part in _parts(frames, settings.min_gap):
+        attempt = make_pair([image for _, image in part], settings)
+        if isinstance(attempt, VideoPair) and any(_alike(attempt, pair) for pair in result.pairs):
+            attempt = "duplicate"
+        if made == "too_close" or isinstance(attempt, VideoPair):  # the reason told is that of the whole
+            made, times = attempt, [part[0][0], part[-1][0]]
+        if isinstance(attempt, VideoPair) or attempt not in SHORTENED:
             break
-        if not all(time in clip.frames for time in window):
-            rejected["not_decoded"] += 1
-            continue
-        (source_time, source), (target_time, target) = (clip.frames[time] for time in window)
-        if target_time - source_time <= settings.min_gap:
-            rejected["too_close"] += 1
-            continue
-        pair = make_pair(source, target, settings)
-        if isinstance(pair, str):
-            rejected[pair] += 1
-            continue
-        times = [round(source_time, 4), round(target_time, 4)]
-        pair.meta = {"video": str(path), "times": times, "flow": settings.flow, "tracks": settings.tracker}
-        pairs.append(pair)
-    pairs.sort(key=lambda pair: pair.meta["times"])
-    return VideoResult(pairs, dict(rejected), clip.problem)
+    times = [round(float(time), 4) for time in times]
+    if isinstance(made, VideoPair):
+        made.meta = {"video": str(path), "times": times, "flow": settings.flow, "tracks": settings.tracker}
+        result.pairs.append(made)
+    else:
+        result.rejected[made] += 1
+    result.candidates.append((times[0], times[1], made if isinstance(made, str) else None))
 
 
-def choose_windows(length: float, settings: PairSettings, rng: np.random.Generator) -> list[tuple[float, float]]:
+def _parts(frames: list[tuple[float, Image]], min_gap: float) -> Iterator[list[tuple[float, Image]]]:
+    """All the frames, the first few and the last few, each more than `min_gap` seconds."""
+    if not frames or frames[-1][0] - frames[0][0] <= min_gap:
+        return
+    yield frames
+    first = next(index for index, (time, _) in enumerate(frames) if time - frames[0][0] > min_gap)
+    last = max(index for index, (time, _) in enumerate(frames) if frames[-1][0] - time > min_gap)
+    if first < len(frames) - 1:
+        yield frames[: first + 1]
+        yield frames[last:]
+
+
+def choose_windows(length: float, settings: PairSettings, rng: np.random.Generator) -> list[Window]:
     """(source, target) times in seconds in `length`, spread over it, in random order; none if it is too short."""
     room = length - settings.min_gap
     if room <= 0:
         return []
-    step = max(settings.spacing, room / settings.candidates)
+    step = max(min(settings.spacing, room / 4), room / settings.candidates)
     starts = np.arange(rng.uniform(0, min(step, room)), room, step)[: settings.candidates]
     longest = np.minimum(settings.max_gap, length - starts)
     gaps = settings.min_gap + (longest - settings.min_gap) * rng.uniform(0.05, 1, len(starts))
     return [(float(starts[i]), float(starts[i] + gaps[i])) for i in rng.permutation(len(starts))]
 
 
-def make_pair(source: Image, target: Image, settings: PairSettings) -> VideoPair | str:
-    """Flow both ways and tracks between two images [h, w, 3], or the reason to reject them."""
-    estimate = FLOWS[settings.flow]
-    to_source = estimate(target, source)
-    if settings.filter.camera_moves(to_source, target):
+def read_windows(
+    path: str | Path, windows: Sequence[Window], settings: PairSettings
+) -> Iterator[tuple[Window, list[tuple[float, Image]]]]:
+    """Yields each window with its frames (time, image), about `settings.step` seconds apart, in order of its end.
+
+    The list is empty if an end is missing; a frame between that is missing is left out.
+    """
+    instants: dict[Window, list[float]] = {}
+    for start, end in windows:
+        links = max(1, round((end - start) / settings.step)) if settings.step else 1
+        instants[start, end] = [float(time) for time in np.linspace(start, end, links + 1)]
+    waiting = sorted(windows, key=lambda window: window[1])
+    held: dict[float, tuple[float, Image]] = {}
+    times = [time for window in windows for time in instants[window]]
+    for wanted, actual, image in stream_frames(path, times, settings.size):
+        held[wanted] = actual, image
+        while waiting and waiting[0][1] <= wanted:
+            window = waiting.pop(0)
+            whole = all(time in held for time in window)
+            frames = {held[time][0]: held[time][1] for time in instants[window] if time in held}  # each frame once
+            yield window, list(frames.items()) if whole else []
+            oldest = min((start for start, _ in waiting), default=wanted)
+            held = {time: frame for time, frame in held.items() if time >= oldest}
+    yield from ((window, []) for window in waiting)
+
+
+def make_pair(frames: Sequence[Image], settings: PairSettings) -> VideoPair | str:
+    """The pair of the first image [h, w, 3] and the last, seen through those between, or why it is rejected.
+
+    What costs little is asked first.
+    """
+    source, target = frames[0], frames[-1]
+    estimate = flow_estimator(settings.flow, settings.flow_weights)
+    limits = settings.filter
+    if continuity(frames) < limits.min_continuity:
+        return "cut"
+    jump = estimate([target], [source])[0]
+    if limits.camera_moves(jump, target):
         return "camera_or_global_motion"
-    to_source, to_target = settle(to_source, target, source), settle(estimate(source, target), source, target)
-    tracks, visible = TRACKERS[settings.tracker](to_source, to_target)
+    if limits.nothing_changes(jump, source, target):
+        return "motion_too_small"
+    to_source, to_target = chained_flow(frames, link(frames, estimate), estimate)
+    if max(float(to_source.abs().max()), float(to_target.abs().max())) > FLOW_LIMIT:
+        return "motion_too_large"
+    track = point_tracker(settings.tracker, settings.tracker_weights, settings.accept_license)
+    tracks, visible = track(frames, to_source, to_target)
     images = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).contiguous() for image in (source, target)]
     pair = VideoPair(images[0], images[1], to_source, to_target, tracks, visible)
-    return settings.filter.reason(pair) or pair
+    return limits.reason(pair) or pair
+
+
+def _alike(a: VideoPair, b: VideoPair) -> bool:
+    """Whether two pairs show the same, source and target both."""
+    return all(
+        np.abs(_thumbnail(first) - _thumbnail(second)).max() <= ALIKE
+        for first, second in ((a.source, b.source), (a.target, b.target))
+    )
+
+
+def _thumbnail(image: torch.Tensor) -> np.ndarray:
+    height, width = image.shape[-2:]
+    small = cv2.resize(image.permute(1, 2, 0).numpy(), (32, round(32 * height / width)), interpolation=cv2.INTER_AREA)
+    return small.astype(np.float32)
 
 
 def build_pairs(
@@ -136,111 +243,81 @@ def build_pairs(
     settings: PairSettings | None = None,
     workers: int = 1,
     resume: bool = False,
+    engine: Engine = "local",
 ) -> dict[str, Any]:
-    """Builds the pairs of all videos (files, or folders of them) into `out` and returns its manifest.
+    """Builds the pairs of all videos (files, or folders of them) into `out`, with a preview; returns its manifest.
 
-    A video that fails is recorded with its error and the others go on. The result does not depend
-    on `workers`. With `resume`, videos that are done are not read again.
+    A video that fails is recorded with its error and the others go on. The result depends neither on
+    `workers` nor on `engine`, nor on interruptions. With `resume`, videos that are done are not read again.
 
     Raises:
-        InputError: no videos, `out` is in use, or no pair at all was kept (the manifest says why).
+        InputError: no videos, `out` is in use or cannot be written, an estimator cannot be loaded, or no
+            pair at all was kept (the manifest says why).
     """
     settings, out = settings or PairSettings(), Path(out)
     paths = [str(path) for path in list_videos(videos)]
-    stated = json.loads(json.dumps(asdict(settings)))  # as it reads back
-    done = {path: record for path in paths if resume and (record := _finished(out, path, stated))}
+    settings.load()
+    try:
+        with locked(out):
+            return _build(paths, out, settings, workers, resume, engine)
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written ({error.strerror or error}); free space or choose another --out"
+        ) from error
+
+
+def _build(
+    paths: list[str], out: Path, settings: PairSettings, workers: int, resume: bool, engine: Engine
+) -> dict[str, Any]:
     if not resume and ((out / MANIFEST).exists() or any((out / FOLDER).glob("*"))):
         raise InputError(f"{out} already holds pairs; choose another --out, delete it, or go on with --resume")
-    todo = [path for path in paths if path not in done]
-    for path, record in _progress(_process_all(todo, out, settings, stated, workers), len(todo)):
-        done[path] = record
-    records = [done[path] for path in paths]
-    manifest = {
-        "videos": len(records),
-        "pairs": sum(record["pairs"] for record in records),
-        "rejected": dict(sorted(sum((Counter(record["rejected"]) for record in records), Counter()).items())),
-        "settings": stated,
-        "per_video": records,
-    }
-    with written_beside(out / MANIFEST) as partial:
-        partial.write_text(json.dumps(manifest, indent=2))
+    for left in (out / FOLDER).glob(".*.partial"):  # of a run that was killed
+        left.unlink()
+    done = {path: record for path in paths if resume and (record := _finished(out, path, settings))}
+    tasks = [Task(path, out, settings) for path in paths if path not in done]
+    for task, record in progress(ENGINES[engine](process_video, tasks, workers), len(tasks)):
+        done[task.path] = record
+    manifest = write_manifest(out, [done[path] for path in paths], settings.stated())
+    write_preview(out)
     if not manifest["pairs"]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifest["rejected"].items())
-        errors = [record["error"] for record in records if record["error"]]
+        errors = [record["error"] for record in manifest["per_video"] if record["error"]]
         raise InputError(
-            f"no pair was kept of {len(records)} videos ({reasons or 'no candidates'}; {len(errors)} with errors"
+            f"no pair was kept of {len(paths)} videos ({reasons or 'no candidates'}; {len(errors)} with errors"
             f"{', first: ' + errors[0] if errors else ''}); give it static-camera videos in which something moves"
         )
     return manifest
 
 
-def process_video(path: str, out: Path, settings: PairSettings, stated: dict[str, Any]) -> dict[str, Any]:
-    """Builds one video, writes its shard and its record beside it, and returns the record."""
-    record: dict[str, Any] = {"video": path, "pairs": 0, "rejected": {}, "error": None}
-    shard = shard_path(out, path)
+def process_video(task: Task) -> dict[str, Any]:
+    """Builds one video, writes its shard and then its record beside it, and returns the record."""
+    record: dict[str, Any] = {"video": task.path, "pairs": 0, "rejected": {}, "error": None}
+    shard, result = shard_path(task.out, task.path), VideoResult()
     try:
-        result = build_video(path, settings)
+        result = build_video(task.path, task.settings)
         if result.pairs:
-            write_shard(out, path, result.pairs)
-        record |= {"pairs": len(result.pairs), "rejected": result.rejected, "error": result.problem}
+            write_shard(task.out, task.path, result.pairs)
+        record |= {"pairs": len(result.pairs), "rejected": dict(result.rejected), "error": result.problem}
     except Exception as error:  # whatever one video holds, the others go on
         record["error"] = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     if not record["pairs"]:
         shard.unlink(missing_ok=True)
-    with written_beside(shard.with_suffix(".json")) as partial:
-        partial.write_text(json.dumps({"record": record, "settings": stated}))
+    saved = {"record": record, "settings": task.settings.stated(), "candidates": result.candidates}
+    try:
+        with written_beside(shard.with_suffix(".json")) as partial:
+            partial.write_text(json.dumps(saved))
+    except OSError as error:  # without a record the video is built again
+        record["error"] = record["error"] or f"its record cannot be written ({error.strerror or error})"
     return record
 
 
-def _finished(out: Path, path: str, stated: dict[str, Any]) -> dict[str, Any] | None:
+def _finished(out: Path, path: str, settings: PairSettings) -> dict[str, Any] | None:
     """The record of a video that needs no more work; one with an error is tried again."""
     shard = shard_path(out, path)
     if not shard.with_suffix(".json").exists():
         return None
     saved = json.loads(shard.with_suffix(".json").read_text())
-    if saved["settings"] != stated:
+    if saved["settings"] != settings.stated():
         raise InputError(f"{out} was begun with other settings; choose another --out, or resume with the same settings")
     record: dict[str, Any] = saved["record"]
     return record if record["error"] is None and (shard.exists() or not record["pairs"]) else None
-
-
-def _process_all(
-    paths: list[str], out: Path, settings: PairSettings, stated: dict[str, Any], workers: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    if workers <= 1:
-        yield from ((path, process_video(path, out, settings, stated)) for path in paths)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-        futures = {pool.submit(process_video, path, out, settings, stated): path for path in paths}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-
-
-def _progress(results: Iterator[tuple[str, dict[str, Any]]], total: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Passes results on, with a bar that shows videos done, pairs kept, rate and time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("videos"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    pairs = 0
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("videos", total=total, note="")
-        for count, (path, record) in enumerate(results, start=1):
-            pairs += record["pairs"]
-            elapsed = max(bar.tasks[task].elapsed or 0, 1e-3)
-            bar.update(task, advance=1, note=f"{pairs} pairs, {count / elapsed:.2f} videos/s")
-            if record["error"]:
-                bar.console.print(f"{path}: {record['error']}", markup=False)
-            yield path, record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -17,18 +18,37 @@ from fp_lightning.types import MOVING_WIDTH, VideoPair
 
 @dataclass(frozen=True)
 class PairFilter:
-    """Thresholds; lengths in pixels at 512 px width, shares from 0 to 1."""
+    """Thresholds, see `HELP`; lengths in pixels at 512 px width, shares from 0 to 1.
 
-    still: float = 1.0  # a pixel is still if its flow is below this
-    texture: float = 2.0  # where flow can be measured: mean gradient in 8-bit levels per pixel
-    min_still: float = 0.15  # least share of still pixels, see `camera_moves`, else camera_or_global_motion
-    max_inconsistent: float = 0.35  # share of pixels whose flow there and back disagrees at most, else inconsistent
-    max_unmatched: float = 0.9  # the same share of the pixels that change, else inconsistent
-    light: float = 12.0  # change of colour, in 8-bit levels, beyond which a resting pixel has other light
-    max_relit: float = 0.2  # share of such among resting pixels at most (a fade, exposure), else inconsistent
-    largest: float = 120.0  # 99th percentile of the flow at most, else motion_too_large
-    moving: float = 3.0  # a pixel moves if its flow is above this
-    min_moving: float = 0.01  # least share of moving pixels, else motion_too_small
+    What the paper and its neighbours filter by: local motion that is neither too small nor too large, a
+    static camera, and a warp that is valid in most of the image (Magic Fixup: 60 %).
+    """
+
+    min_continuity: float = 0.4
+    still: float = 1.0
+    texture: float = 2.0
+    min_still: float = 0.15
+    max_inconsistent: float = 0.35
+    max_unmatched: float = 0.9
+    light: float = 12.0
+    max_relit: float = 0.2
+    largest: float = 120.0
+    moving: float = 3.0
+    min_moving: float = 0.01
+
+    HELP: ClassVar[dict[str, str]] = {
+        "min_continuity": "share of pixels that neighbouring frames have in common at least, else cut",
+        "still": "a pixel is still if its flow is below this",
+        "texture": "where flow can be measured: mean gradient in 8-bit levels per pixel",
+        "min_still": "share of still pixels, of all or of those with texture, at least, else camera_or_global_motion",
+        "max_inconsistent": "share of pixels whose flow there and back disagrees at most, else inconsistent",
+        "max_unmatched": "the same share of the pixels that change, else inconsistent",
+        "light": "change of colour, in 8-bit levels, beyond which a resting pixel has other light",
+        "max_relit": "share of such among resting pixels at most (a fade, exposure), else inconsistent",
+        "largest": "99th percentile of the flow at most, else motion_too_large",
+        "moving": "a pixel moves if its flow is above this",
+        "min_moving": "share of moving pixels at least, else motion_too_small",
+    }
 
     def camera_moves(self, flow: Tensor, image: NDArray[np.uint8]) -> bool:
         """Whether too little rests, in all of `image` [h, w, 3] and where it has texture.
@@ -43,6 +63,12 @@ class PairFilter:
         rests = max(float(still.float().mean()), float(still[textured].float().sum() / textured.sum().clamp(min=1)))
         return rests < self.min_still
 
+    def nothing_changes(self, flow: Tensor, source: NDArray[np.uint8], target: NDArray[np.uint8]) -> bool:
+        """Whether neither the flow [2, h, w] as measured nor the colours [h, w, 3] say that enough can move."""
+        images = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) for image in (source, target)]
+        changes = _colour_change(images[0], images[1]) > self.light / 2
+        return max(float(x.float().mean()) for x in (changes, _length(flow) > self.moving)) < self.min_moving
+
     def reason(self, pair: VideoPair) -> str | None:
         """Why a pair of a static camera is rejected, or None to keep it.
 
@@ -56,7 +82,7 @@ class PairFilter:
         if not matched.float().mean() > 1 - self.max_inconsistent:
             return "inconsistent"
         resting = matched & (length < self.still)
-        relit = resting & (_colour_change(pair) > self.light)
+        relit = resting & (_colour_change(pair.source, pair.target) > self.light)
         if relit.sum() > self.max_relit * resting.sum():
             return "inconsistent"
         if changing.float().mean() < self.min_moving:
@@ -68,10 +94,10 @@ class PairFilter:
         return None if moving.float().mean() >= self.min_moving else "motion_too_small"
 
 
-def _colour_change(pair: VideoPair) -> Tensor:
-    """Difference in place between source and target [h, w], in 8-bit levels, over windows of 9 × 9 pixels."""
-    source, target = (F.avg_pool2d(image.float()[None], 9, 1, 4) for image in (pair.source, pair.target))
-    return (source - target).abs().mean((0, 1))
+def _colour_change(source: Tensor, target: Tensor) -> Tensor:
+    """Difference in place of two images [3, h, w], in 8-bit levels [h, w], over windows of 9 × 9 pixels."""
+    before, after = (F.avg_pool2d(image.float()[None], 9, 1, 4) for image in (source, target))
+    return (before - after).abs().mean((0, 1))
 
 
 def _length(flow: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
-"""Finding videos and reading the frames of chosen times."""
+"""Finding videos, and reading their frames of chosen times: files of any container, and folders of frames."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -10,16 +12,21 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from fp_lightning.errors import InputError
+from fp_lightning.pairs.flow import Image
 
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
 
-Image = NDArray[np.uint8]  # [h, w, 3] RGB
-EXTENSIONS = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"}
+EXTENSIONS = {
+    *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv"),
+    *(".ogv", ".3gp", ".mxf", ".vob", ".y4m", ".gif", ".apng"),
+}
+FRAMES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+FRAME_RATE = 24.0  # frames per second of a folder of frames
+LATE = 0.2  # seconds after the last frame up to which it still answers: stated lengths are not exact
 SEEK = 10.0  # seconds to the next wanted frame from which seeking beats decoding on
 
 
@@ -38,6 +45,9 @@ class Clip:
 def list_videos(paths: Sequence[str | Path]) -> list[Path]:
     """The named files, and the videos in the named folders at any depth, each once, in order.
 
+    A folder that holds images and no video file is itself a video, of one image a frame. A file that is
+    named is taken whatever its ending.
+
     Raises:
         InputError: a path does not exist, or a folder holds no video.
     """
@@ -47,11 +57,15 @@ def list_videos(paths: Sequence[str | Path]) -> list[Path]:
             raise InputError(f"{path} does not exist; name video files or folders of them")
         files = [path]
         if path.is_dir():
-            files = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.name[0] != "." and p.is_file()
-            )
+            inside = sorted(p for p in path.rglob("*") if not any(part[0] == "." for part in p.relative_to(path).parts))
+            videos = [p for p in inside if p.suffix.lower() in EXTENSIONS and p.is_file()]
+            holders = {p.parent for p in videos}
+            frames = {p.parent for p in inside if p.suffix.lower() in FRAMES and p.is_file()}
+            files = sorted([*videos, *(frames - holders)])
             if not files:
-                raise InputError(f"{path} holds no video; known endings are {' '.join(sorted(EXTENSIONS))}")
+                raise InputError(
+                    f"{path} holds no video; known are folders of images and the endings {' '.join(sorted(EXTENSIONS))}"
+                )
         for file in files:
             found.setdefault(file.resolve(), file)
     return list(found.values())
@@ -63,6 +77,8 @@ def duration(path: str | Path) -> float:
     Raises:
         VideoError: the file cannot be read or has no video.
     """
+    if Path(path).is_dir():
+        return len(_frame_files(path)) / FRAME_RATE
     with _opened(path) as (container, stream):
         if stream.duration:
             return stream.duration * float(stream.time_base or 0)
@@ -72,47 +88,85 @@ def duration(path: str | Path) -> float:
         return max(times) - min(times) if times else 0.0
 
 
-def read_frames(path: str | Path, times: Sequence[float], size: tuple[int, int]) -> Clip:
-    """The first frame at or after each of `times` (seconds from the stream's start), at `size`.
+def stream_frames(
+    path: str | Path, times: Sequence[float], size: tuple[int, int]
+) -> Iterator[tuple[float, float, Image]]:
+    """Yields (wanted time, actual time, image) for the first frame at or after each of `times`, in order of time.
 
-    Frames are turned upright, resized to cover `size` (height, width) and cropped at the centre as
-    they are decoded, so no more than `times` of them are held. What a damaged file still yields is
-    returned, and `Clip.problem` says what is missing.
+    Times are seconds from the start; the last frame also answers times shortly after it. Frames are turned
+    upright, resized to cover `size` (height, width) and cropped at the centre as they are decoded: no
+    more than one is held here. Damaged frames are passed over; a video that ends early yields what it has.
+
+    Raises:
+        VideoError: the file cannot be read or has no video.
+    """
+    wanted = sorted(set(times))
+    yield from _from_folder(path, wanted, size) if Path(path).is_dir() else _from_file(path, wanted, size)
+
+
+def read_frames(path: str | Path, times: Sequence[float], size: tuple[int, int]) -> Clip:
+    """`stream_frames`, all held at once. `Clip.problem` says what is missing.
 
     Raises:
         VideoError: the file cannot be read, has no video, or yields no wanted frame.
     """
+    clip = Clip({wanted: (actual, image) for wanted, actual, image in stream_frames(path, times, size)})
+    if not clip.frames:
+        raise VideoError(f"{path} gives no frame at {min(times):.1f} s or later; it ends before, or is damaged")
+    if len(clip.frames) < len(set(times)):
+        clip.problem = ends_early(path, max(actual for actual, _ in clip.frames.values()))
+    return clip
+
+
+def ends_early(path: str | Path, last: float) -> str:
+    return f"{path}: frames after {last:.1f} s are missing; it may be cut off or damaged"
+
+
+def _from_file(path: str | Path, wanted: list[float], size: tuple[int, int]) -> Iterator[tuple[float, float, Image]]:
     import av
 
-    clip, wanted = Clip(), sorted(times)
-    reached = 0.0
+    reached, done, frame = 0.0, 0, None
     with _opened(path) as (container, stream):
         unit = float(stream.time_base or 1)
         start = (stream.start_time or 0) * unit
-        while len(clip.frames) < len(wanted):
-            ahead = wanted[len(clip.frames)]
-            if ahead > reached + SEEK:
+        while done < len(wanted):
+            if wanted[done] > reached + SEEK:
                 with suppress(av.FFmpegError):  # what cannot seek is decoded up to there
-                    container.seek(int((start + ahead) / unit), stream=stream)
-            before = len(clip.frames)
-            for frame in _decoded(container, stream, clip):
-                reached = frame.time - start
-                if reached < wanted[len(clip.frames)] - 1e-6:
+                    container.seek(int((start + wanted[done]) / unit), stream=stream)
+            before = done
+            for time, frame in _decoded(container, stream):
+                reached = time - start
+                if reached < wanted[done] - 1e-6:
                     continue
                 image = fit(_upright(frame), size)
-                while len(clip.frames) < len(wanted) and wanted[len(clip.frames)] <= reached + 1e-6:
-                    clip.frames[wanted[len(clip.frames)]] = reached, image
-                if len(clip.frames) == len(wanted) or wanted[len(clip.frames)] > reached + SEEK:
+                while done < len(wanted) and wanted[done] <= reached + 1e-6:
+                    yield wanted[done], reached, image
+                    done += 1
+                if done == len(wanted) or wanted[done] > reached + SEEK:
                     break
-            if len(clip.frames) == before:  # the stream ended before it
+            if done == before:  # the stream ended before it
                 break
-    if not clip.frames:
-        raise VideoError(f"{path} gives no frame at {wanted[0]:.1f} s or later ({clip.problem or 'it ends before'})")
-    if len(clip.frames) < len(wanted):
-        clip.problem = (
-            f"{path} ends at {reached:.1f} s, frames up to {wanted[-1]:.1f} s were expected; it may be cut off"
-        )
-    return clip
+        if frame is not None and done < len(wanted) and wanted[done] <= reached + LATE:
+            image = fit(_upright(frame), size)
+            yield from ((time, reached, image) for time in wanted[done:] if time <= reached + LATE)
+
+
+def _from_folder(path: str | Path, wanted: list[float], size: tuple[int, int]) -> Iterator[tuple[float, float, Image]]:
+    files = _frame_files(path)
+    for time in wanted:
+        index = max(0, math.ceil(time * FRAME_RATE - 1e-6))
+        if index >= len(files) + LATE * FRAME_RATE:
+            return
+        index = min(index, len(files) - 1)
+        image = cv2.imread(str(files[index]), cv2.IMREAD_COLOR)  # honours the EXIF orientation
+        if image is not None:
+            yield time, index / FRAME_RATE, fit(np.ascontiguousarray(image[..., ::-1]), size)
+
+
+def _frame_files(path: str | Path) -> list[Path]:
+    """The images of a folder; numbers in their names count as numbers."""
+    files = [p for p in Path(path).iterdir() if p.suffix.lower() in FRAMES and p.name[0] != "."]
+    return sorted(files, key=lambda p: [(int(s), "") if s.isdigit() else (-1, s) for s in re.split(r"(\d+)", p.name)])
 
 
 def fit(image: Image, size: tuple[int, int]) -> Image:
@@ -142,17 +196,17 @@ def _opened(path: str | Path) -> Iterator[tuple[InputContainer, av.VideoStream]]
         raise VideoError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
-def _decoded(container: InputContainer, stream: av.VideoStream, clip: Clip) -> Iterator[av.VideoFrame]:
-    """Frames that decode; a damaged packet is noted in `clip` and passed over."""
+def _decoded(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(time in seconds, frame) of all that decodes; frames without a time stamp are counted at the stream's rate."""
     import av
 
+    count, step = 0, 1 / float(stream.average_rate or FRAME_RATE)
     for packet in container.demux(stream):
-        try:
+        with suppress(av.FFmpegError):  # a damaged packet
             for frame in packet.decode():
-                if frame.pts is not None and not frame.is_corrupt:
-                    yield frame
-        except av.FFmpegError as error:
-            clip.problem = f"{container.name} has damaged frames ({error.strerror})"
+                if not frame.is_corrupt:
+                    yield (count * step if frame.time is None else frame.time), frame
+                count += 1
 
 
 def _upright(frame: av.VideoFrame) -> Image:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from fp_lightning.types import VideoPair
 
+SEGMENT = 64 / 512  # rough length, in image widths, of what a hand draws in one go
+WAVES = 3  # cycles per image width of the fastest wobble
+
 
 def sketch(
     pair: VideoPair,
@@ -17,11 +20,19 @@ def sketch(
     strain: float = 0.35,
     line_width: float = 2.5 / 512,
     min_length: float = 16 / 512,
+    rng: np.random.Generator | None = None,
+    drop: float = 0.3,
+    wobble: float = 4 / 512,
+    thickness: float = 2.0,
 ) -> Tensor:
     """White strokes on black where the target → source flow breaks: float [3, h, w] in {0, 1}.
 
     Edges are ridges of the flow's Sobel gradient, so they lie on the target's outlines. Only those
     are drawn: a user draws where a thing shall be, not where it was. The paper states no threshold.
+
+    With `rng`, the outlines are drawn as people do (our own choice; the paper says nothing of it): cut
+    into segments of about 1/8 width, some of which are left out, each with a width of its own, all of
+    them a little beside the true place.
 
     Args:
         pair: only `flow_to_source` is read.
@@ -30,15 +41,20 @@ def sketch(
             by an angle of 0.35 rad or growing by 35 % has that gradient inside the object.
         line_width: width of a stroke in image widths, one pixel at least.
         min_length: strokes with a smaller bounding box (its longer side, in image widths) are noise.
+        rng: draws as by hand; None draws exactly. The three arguments below matter only with it.
+        drop: greatest share of segments that are left out, in [0, 1]: the share is uniform below it, and
+            one segment stays.
+        wobble: greatest displacement in image widths, 0 or more: a sum of slow waves.
+        thickness: a segment's width is multiplied by a factor between 1 / thickness and thickness, 1 or more.
     """
     width = pair.size[1]
     edges = _ridges(pair.flow_to_source.numpy(), least=max(threshold * width / 2, strain))
     edges = _without_specks(edges, min_length * width)
-    stroke = max(1, round(line_width * width))
-    if stroke > 1:
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (stroke, stroke))
-        edges = cv2.dilate(edges, kernel).astype(np.uint8, copy=False)
-    return torch.from_numpy(edges).float().expand(3, -1, -1).contiguous()
+    if rng is None:
+        strokes = _thick(edges, line_width * width)
+    else:
+        strokes = _by_hand(edges, line_width, rng, drop, wobble, thickness)
+    return torch.from_numpy(strokes).float().expand(3, -1, -1).contiguous()
 
 
 def _ridges(flow: NDArray[np.float32], least: float) -> NDArray[np.uint8]:
@@ -73,3 +89,59 @@ def _without_specks(edges: NDArray[np.uint8], length: float) -> NDArray[np.uint8
     keep = stats[:count, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(1) >= length
     keep[0] = False  # the ground
     return keep[labels].astype(np.uint8)
+
+
+def _thick(edges: NDArray[np.uint8], stroke: float) -> NDArray[np.uint8]:
+    """Lines of one pixel → strokes as wide as the nearest whole number of pixels, one at least."""
+    pixels = max(1, round(stroke))
+    if pixels == 1:
+        return edges
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (pixels, pixels))
+    return cv2.dilate(edges, kernel).astype(np.uint8, copy=False)
+
+
+def _by_hand(
+    edges: NDArray[np.uint8], line_width: float, rng: np.random.Generator, drop: float, wobble: float, thickness: float
+) -> NDArray[np.uint8]:
+    """The lines `edges` [h, w] as strokes with gaps, of several widths and out of place, see `sketch`."""
+    height, width = edges.shape
+    points = _along(edges)
+    if not len(points):
+        return edges
+    count = max(1, round(len(points) / (2 * SEGMENT * width)))  # two points a pixel of line
+    centres = points[rng.choice(len(points), count, replace=False)]
+    segment = np.linalg.norm(points[:, None] - centres, axis=-1).argmin(1)
+    kept = rng.random(count) >= rng.uniform(0, drop)
+    kept[rng.integers(count)] = True
+    widths = line_width * width * thickness ** rng.uniform(-1, 1, count)
+    pixels = np.rint(points + width * _slow_waves(points / width, rng, wobble)).astype(int)
+    inside = np.all((pixels >= 0) & (pixels < (width, height)), axis=1)
+    strokes = np.zeros_like(edges)
+    for stroke in np.unique(np.maximum(1, np.rint(widths[kept]))):
+        lines = np.zeros_like(edges)
+        x, y = pixels[inside & (kept & (np.maximum(1, np.rint(widths)) == stroke))[segment]].T
+        lines[y, x] = 1
+        strokes |= _thick(lines, stroke)
+    return strokes
+
+
+def _along(edges: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Points (x, y) [n, 2] of the lines: set pixels and half-way to their set neighbours, so close that
+    lines stay whole when they are bent a little."""
+    y, x = np.nonzero(edges)
+    points = [np.stack([x, y], -1).astype(float)]
+    padded = np.pad(edges, 1)
+    for dx, dy in ((1, 0), (1, 1), (0, 1), (-1, 1)):
+        joined = padded[y + 1 + dy, x + 1 + dx] > 0
+        points.append(points[0][joined] + np.array([dx, dy]) / 2)
+    return np.concatenate(points)
+
+
+def _slow_waves(points: NDArray[np.float64], rng: np.random.Generator, amplitude: float) -> NDArray[np.float64]:
+    """Displacements [n, 2] of points [n, 2]: four waves per axis, of 0 to WAVES cycles per unit, no longer than
+    `amplitude`."""
+    direction, frequency = rng.uniform(0, 2 * np.pi, (4, 2)), rng.uniform(0, WAVES, (4, 2))
+    phase, share = rng.uniform(0, 2 * np.pi, (4, 2)), rng.dirichlet(np.ones(4), 2).T
+    along = points[:, :1, None] * np.cos(direction) + points[:, 1:, None] * np.sin(direction)  # [n, 4, 2]
+    waves = (share * np.sin(2 * np.pi * frequency * along + phase)).sum(1)
+    return amplitude / np.sqrt(2) * waves

@@ -1,0 +1,195 @@
+"""What an editing signal draws from a pair, and how a user's own is read; one, or a mix of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from datamodules.inputs import InputImage, read_image, read_points
+from fp_lightning.errors import InputError
+from fp_lightning.images import coarse_image, drags, strokes
+from fp_lightning.signals.coarse import coarse_edit
+from fp_lightning.signals.combine import SIGNALS, SignalName, signal_fields
+from fp_lightning.signals.points import points
+from fp_lightning.signals.sketch import sketch
+from fp_lightning.types import VideoPair
+
+
+class Signal(Protocol):
+    """One editing signal; a new one is a class with these members and an argument of `signal_fields`."""
+
+    name: ClassVar[SignalName]  # of that argument
+    suffixes: ClassVar[tuple[str, ...]]  # of the user's file beside NAME.jpg, the first one found
+
+    def draw(self, pair: VideoPair, rng: np.random.Generator, training: bool) -> Tensor:
+        """What a user would have drawn to get the pair's target, see `signal_fields`."""
+        ...
+
+    def read(self, path: Path, image: InputImage, size: tuple[int, int]) -> Tensor:
+        """What the user has drawn, for a network that works at `size` (height, width).
+
+        Raises:
+            InputError: the file is not usable.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Outlines of what shall be where, see `sketch`. Lengths in image widths.
+
+    Args:
+        threshold: least jump of the flow across an outline.
+        strain: least gradient of the flow, in pixels per pixel.
+        line_width: of the strokes, one pixel at least.
+        min_length: of a stroke.
+        augment: draw training sketches as by hand, with gaps, other widths and a little out of place.
+        drop: greatest share of segments left out, in [0, 1].
+        wobble: greatest displacement, 0 or more.
+        thickness: greatest factor on a segment's width, 1 or more.
+    """
+
+    name: ClassVar[SignalName] = "sketch"
+    suffixes: ClassVar[tuple[str, ...]] = (".sketch.png",)
+    threshold: float = 2 / 512
+    strain: float = 0.35
+    line_width: float = 2.5 / 512
+    min_length: float = 16 / 512
+    augment: bool = True
+    drop: float = 0.3
+    wobble: float = 4 / 512
+    thickness: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.drop <= 1 and self.wobble >= 0 and self.thickness >= 1):
+            raise InputError(
+                "sketch needs 0 ≤ drop ≤ 1, wobble ≥ 0 and thickness ≥ 1, "
+                f"got {self.drop:g}, {self.wobble:g} and {self.thickness:g}"
+            )
+
+    def draw(self, pair: VideoPair, rng: np.random.Generator, training: bool) -> Tensor:
+        return sketch(
+            pair,
+            threshold=self.threshold,
+            strain=self.strain,
+            line_width=self.line_width,
+            min_length=self.min_length,
+            rng=rng if training and self.augment else None,
+            drop=self.drop,
+            wobble=self.wobble,
+            thickness=self.thickness,
+        )
+
+    def read(self, path: Path, image: InputImage, size: tuple[int, int]) -> Tensor:
+        return strokes(read_image(path), image.size, size, str(path))
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """The photo with parts moved roughly where they shall be, see `coarse_edit`.
+
+    Args:
+        cut_probability: of a training sample made by cut and paste instead of splatting, in [0, 1];
+            validation always splats.
+    """
+
+    name: ClassVar[SignalName] = "coarse"
+    suffixes: ClassVar[tuple[str, ...]] = (".coarse.png", ".coarse.jpg", ".coarse.jpeg", ".coarse.webp")
+    cut_probability: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cut_probability <= 1:
+            raise InputError(f"coarse.cut_probability must be between 0 and 1, got {self.cut_probability:g}")
+
+    def draw(self, pair: VideoPair, rng: np.random.Generator, training: bool) -> Tensor:
+        return coarse_edit(pair, mode="cut" if training and rng.random() < self.cut_probability else "splat")
+
+    def read(self, path: Path, image: InputImage, size: tuple[int, int]) -> Tensor:
+        return coarse_image(read_image(path), read_image(image.path), size, str(path))
+
+
+@dataclass(frozen=True)
+class Points:
+    """Drags from where something is to where it shall be, see `points`.
+
+    Args:
+        least, most: number of drags, uniform between them.
+    """
+
+    name: ClassVar[SignalName] = "points"
+    suffixes: ClassVar[tuple[str, ...]] = (".points.json",)
+    least: int = 1
+    most: int = 20
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise InputError(f"points needs 1 ≤ least ≤ most, got {self.least} and {self.most}")
+
+    def draw(self, pair: VideoPair, rng: np.random.Generator, training: bool) -> Tensor:
+        return points(pair, rng, self.least, self.most)
+
+    def read(self, path: Path, image: InputImage, size: tuple[int, int]) -> Tensor:
+        return drags(read_points(path), image.size, size, str(path))
+
+
+class SignalMix:
+    """The signals of one data module. A sample has one of them at random, and each other one by chance.
+
+    Args:
+        signals: one or more.
+        together: probability with which each signal that was not drawn joins the one that was.
+
+    Raises:
+        InputError: no signal, one twice, or `together` outside of [0, 1].
+    """
+
+    def __init__(self, signals: Sequence[Signal], together: float = 0.0) -> None:
+        self.signals, self.together = tuple(signals), together
+        self.names = tuple(signal.name for signal in self.signals)
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise InputError(f"signals must name one or more of {', '.join(SIGNALS)}, each once, got {self.names}")
+        if not 0 <= together <= 1:
+            raise InputError(f"together must be between 0 and 1, got {together:g}")
+
+    def draw(self, pair: VideoPair, rng: np.random.Generator, training: bool) -> dict[str, Any]:
+        """The `EditBatch` fields of a pair, b = 1, decided by `rng` alone."""
+        first = rng.integers(len(self.signals))
+        chosen = [i == first or rng.random() < self.together for i in range(len(self.signals))]
+        drawn = {s.name: s.draw(pair, rng, training) for s, on in zip(self.signals, chosen, strict=True) if on}
+        return signal_fields(pair.size, **drawn, among=self.names)
+
+    def read(self, image: InputImage, size: tuple[int, int]) -> dict[str, Any]:
+        """The `EditBatch` fields of a user's image, b = 1, from every one of the signals that lies beside it.
+
+        Raises:
+            InputError: there is none, or one is not usable.
+        """
+        found = [(signal, path) for signal in self.signals if (path := image.beside(signal.suffixes))]
+        if not found:
+            wanted = " or ".join(image.name + signal.suffixes[0] for signal in self.signals)
+            raise InputError(f"{image.path} has no signal; put {wanted} beside it")
+        drawn = {signal.name: signal.read(path, image, size) for signal, path in found}
+        return signal_fields(size, **drawn, among=self.names)
+
+
+def choose(
+    names: Sequence[str], together: float, sketch: Sketch | None, coarse: Coarse | None, points: Points | None
+) -> SignalMix:
+    """The mix of the signals called `names`, each with its settings or the defaults.
+
+    Raises:
+        InputError: see `SignalMix`; also an unknown name.
+    """
+    known: dict[str, Signal] = {
+        "sketch": sketch or Sketch(),
+        "coarse": coarse or Coarse(),
+        "points": points or Points(),
+    }
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"there is no signal {unknown[0]!r}; choose from {', '.join(known)}")
+    return SignalMix([known[name] for name in names], together)

@@ -1,0 +1,1 @@
+"""`fp-lightning bench`: what things cost, each beside a reference measured in the same run."""

@@ -1,0 +1,36 @@
+"""Points signal: drags from where something is to where it shall be (paper, section 3.3)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fp_lightning.shards import token_centres
+from fp_lightning.types import MOVING_PIXELS, MOVING_WIDTH, VideoPair
+
+
+def points(pair: VideoPair, rng: np.random.Generator, least: int = 1, most: int = 20) -> Tensor:
+    """Drags (x_src, y_src, x_tgt, y_tgt) in pixels of the pair: float32 [p, 4].
+
+    Target points are tracked token centres, drawn without replacement with a probability proportional to
+    how far they moved, from those that are visible in the source and moved by 1 px at 512 px width or more;
+    their tracks are the source points (LightningDrag, Shi et al. 2024). A centre is not jittered: its track
+    is exact, another place in the token may belong to what moves differently, and the network reads no more
+    than the token that holds a point.
+
+    Args:
+        pair: only `tracks` and `visible` are read.
+        rng: decides the number and the places.
+        least, most: the number is uniform between them, 1 ≤ least ≤ most; fewer where fewer tokens can be
+            drawn, none where nothing visible moved.
+    """
+    count = int(rng.integers(least, most + 1))
+    target, source = token_centres(pair.tracks, pair.size), pair.tracks
+    moved = (target - source).norm(dim=0)
+    weight = torch.where(pair.visible & (moved >= MOVING_PIXELS * pair.size[1] / MOVING_WIDTH), moved, 0)
+    share = weight.flatten().double().numpy()
+    if not share.any():
+        return torch.zeros(0, 4)
+    drawn = rng.choice(share.size, min(count, int(np.count_nonzero(share))), replace=False, p=share / share.sum())
+    return torch.cat([source, target]).flatten(1)[:, drawn].T.float().contiguous()
