@@ -45,6 +45,7 @@ class Sketch:
 
     Args:
         threshold: least jump of the flow across an outline.
+        share: the same as a share of the pair's largest motion.
         strain: least gradient of the flow, in pixels per pixel.
         line_width: of the strokes, one pixel at least.
         min_length: of a stroke.
@@ -57,9 +58,10 @@ class Sketch:
     name: ClassVar[SignalName] = "sketch"
     suffixes: ClassVar[tuple[str, ...]] = (".sketch.png",)
     threshold: float = 2 / 512
+    share: float = 0.06
     strain: float = 0.35
     line_width: float = 2.5 / 512
-    min_length: float = 16 / 512
+    min_length: float = 24 / 512
     augment: bool = True
     drop: float = 0.3
     wobble: float = 4 / 512
@@ -76,6 +78,7 @@ class Sketch:
         return sketch(
             pair,
             threshold=self.threshold,
+            share=self.share,
             strain=self.strain,
             line_width=self.line_width,
             min_length=self.min_length,

@@ -96,7 +96,8 @@ def _pairs(arguments: list[str]) -> None:
     from dataclasses import fields
 
     from fp_lightning.pairs.build import PairSettings, build_pairs
-    from fp_lightning.pairs.engines import ENGINES, cores
+    from fp_lightning.pairs.cotracker import COTRACKER_LICENCE
+    from fp_lightning.pairs.engines import ENGINES
     from fp_lightning.pairs.filters import PairFilter
     from fp_lightning.pairs.flow import FLOWS
     from fp_lightning.pairs.tracks import TRACKERS
@@ -121,7 +122,7 @@ def _pairs(arguments: list[str]) -> None:
     parser.add_argument("--accept-license", action="store_true", help="of a tracker that is not free for every use")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--engine", choices=sorted(ENGINES), default="local", help="ray: one machine or a cluster")
-    parser.add_argument("--workers", type=int, default=cores(), help="processes")
+    parser.add_argument("--workers", type=int, help="processes; by default one per core, or per GPU if it has work")
     parser.add_argument("--resume", action="store_true", help="go on with a folder that was begun")
     filters = parser.add_argument_group("filters", "lengths in pixels at 512 px width, shares from 0 to 1")
     for item in fields(PairFilter):
@@ -132,17 +133,16 @@ def _pairs(arguments: list[str]) -> None:
     options = vars(parser.parse_args(arguments))
     videos, out = options.pop("videos"), options.pop("out")
     run = {name: options.pop(name) for name in ("workers", "resume", "engine")}
-    if run["workers"] < 1:
+    if run["workers"] is not None and run["workers"] < 1:
         raise InputError(f"--workers must be 1 or more, got {run['workers']}")
+    if options["tracker"] == "cotracker3" and options["accept_license"]:
+        print(COTRACKER_LICENCE, file=sys.stderr)
     thresholds = PairFilter(**{item.name: options.pop(item.name) for item in fields(PairFilter)})
     settings = PairSettings(**{**options, "size": tuple(options["size"])}, filter=thresholds)
     manifest = build_pairs(videos, out, settings, **run)
     rejected = ", ".join(f"{count} {reason}" for reason, count in manifest["rejected"].items()) or "none"
     print(f"{manifest['pairs']} pairs of {manifest['videos']} videos in {out}; rejected: {rejected}")
     print(f"Look at {Path(out) / 'preview.html'} before you train.")
-    for entry in manifest["per_video"]:
-        if entry["error"]:
-            print(f"fp-lightning: {entry['error']}", file=sys.stderr)
 
 
 def _clips(arguments: list[str]) -> None:

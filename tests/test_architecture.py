@@ -21,7 +21,10 @@ LAYERS = [  # a module imports from its own row and those above
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 DATA_ROOMS = {"pairs", "signals", "shards", "scenes"}
-NETWORK = {"control", "matching", "points", "unet", "backbone", "tiny", "autoencoder", "editor", "sampler", "pipeline", "module"}
+NETWORK = {
+    *("control", "matching", "points", "unet", "backbone", "tiny", "autoencoder"),
+    *("editor", "sampler", "pipeline", "module"),
+}
 
 
 def imports(path: Path) -> set[str]:

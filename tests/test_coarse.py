@@ -141,7 +141,7 @@ def psnr(image: torch.Tensor, pair: VideoPair, where: torch.Tensor) -> float:
     return -10 * math.log10(float((image - pair.target / 255).square().mean(0)[where].mean()))
 
 
-@pytest.mark.parametrize(("mode", "least", "mean"), [("splat", 26, 30), ("cut", 20, 26)])
+@pytest.mark.parametrize(("mode", "least", "mean"), [("splat", 26, 30), ("cut", 22, 27)])
 def test_edit_shows_the_target_where_it_can_be_known(mode, least, mean):
     scores, unchanged = [], []
     for seed in range(6):
@@ -209,13 +209,10 @@ def test_cut_moves_a_box_and_fills_its_place(size):
     pair = boxes(((40, 60, 100, 120), (70, 40)), size=size)
     edit = (coarse_edit(pair, "cut") * 255).round()
     error = (edit - pair.target).abs().amax(0)
-    corners = torch.zeros(size, dtype=torch.bool)
-    corners[99:161, 109:171] = True  # the box and its soft edge
-    assert error[~corners].max() <= 1
-    corners[104:156] = corners[:, 114:166] = False  # they are a little round
-    edge = torch.zeros_like(corners)
-    edge[99:161, 109:171], edge[101:159, 111:169] = True, False
-    assert error[~corners & ~edge].max() <= 1
+    for y in (100, 155):
+        for x in (110, 165):
+            error[y : y + 5, x : x + 5] = 0  # its corners are a little round
+    assert error.max() <= 1
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -224,6 +221,40 @@ def test_touching_boxes_part(mode):
     edit = coarse_edit(pair, mode) * 255
     for inside in (np.s_[:, 126:174, 26:74], np.s_[:, 106:154, 166:214]):
         assert (edit[inside] - pair.target[inside]).abs().max() < 1
+
+
+def test_cut_has_a_soft_edge_of_one_pixel():
+    pair = boxes(((40, 60, 100, 120), (70, 40)))
+    pair.source[:, 60:120, 40:100] = 250
+    pair.flow_to_target[0, 60:120, 40:100] += 0.5
+    row = (coarse_edit(pair, "cut")[0, 130] * 255).round()
+    assert row[106:114].tolist() == [90, 90, 90, 90, 170, 250, 250, 250]
+    assert row[166:174].tolist() == [250, 250, 250, 250, 170, 90, 90, 90]
+
+
+def test_each_region_is_cut_along_its_own_outline():
+    pair = boxes(((40, 60, 100, 120), (-20, 60)), ((100, 60, 160, 120), (60, 40)))
+    edit = (coarse_edit(pair, "cut") * 255).round()
+    for rows, columns in ((slice(126, 174), slice(15, 85)), (slice(106, 119), slice(150, 230))):
+        assert torch.equal(edit[:, rows, columns], pair.target[:, rows, columns].float())  # with ground beside it
+
+
+def test_part_that_goes_its_own_way_is_not_carried_along():
+    pair = boxes(((20, 40, 120, 140), (100, 80)), ((50, 70, 90, 110), (130, -50)))
+    edit = coarse_edit(pair, "cut") * 255
+    assert (edit[:, 24:56, 184:216] - pair.target[:, 24:56, 184:216]).abs().max() < 1  # the small box
+    left_by_it = edit[:, 152:188, 152:188]
+    assert left_by_it[1].max() < 200  # its green does not show again
+
+
+def test_gap_in_the_flow_is_cut_too_and_a_thread_is_not():
+    pair = boxes(((40, 60, 100, 120), (70, 40)))
+    pair.flow_to_target[:, 80:90, 60:70] = 0
+    pair.flow_to_target[:, 90:92, 100:140] = torch.tensor([70.0, 40.0])[:, None, None]
+    pair.source[:, 90:92, 110:140] = 0
+    edit = coarse_edit(pair, "cut") * 255
+    assert (edit[:, 105:155, 115:165] - pair.target[:, 105:155, 115:165]).abs().max() < 1
+    assert not edit[:, 90:92, 110:140].any()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -270,6 +301,8 @@ def test_small_and_disagreeing_regions_stay():
     small = boxes(((40, 60, 60, 80), (70, 40)))
     assert torch.equal(coarse_edit(small, "cut", min_side=24 / 256), small.source / 255)
     assert not torch.equal(coarse_edit(small, "cut", min_side=16 / 256), small.source / 255)
+    speck = boxes(((40, 60, 42, 62), (70, 40)))
+    assert torch.equal(coarse_edit(speck, "cut", min_side=0), speck.source / 255)
     torn = boxes(((40, 60, 100, 120), (70, 40)))
     x, y = torch.meshgrid(torch.arange(60) - 30.0, torch.arange(60) - 30.0, indexing="xy")
     torn.flow_to_target[:, 60:120, 40:100] = torch.stack([40 + 0.3 * x, 0.3 * y * y.sign()])  # folds, no similarity

@@ -141,13 +141,13 @@ def _figures(scene: Scene, to_source: Tensor, to_target: Tensor) -> dict[str, Te
     error = (tracks - truth.tracks).norm(dim=0) * scale
     pair = replace(truth, flow_to_source=to_source, flow_to_target=to_target, tracks=tracks, visible=visible)
     seen = torch.from_numpy(scene.correspond(scene._grid(1), 1.0, 0.0)[1])[None, None]
-    drawn = _agreement(sketch(pair)[0].numpy() > 0, outline(scene, 1.0), 2 / scale)
+    drawn, ideal = (_agreement(sketch(p)[0].numpy() > 0, outline(scene, 1.0), 2 / scale) for p in (pair, truth))
     return {
         "epe": (to_source - truth.flow_to_source).norm(dim=0)[item] * scale,
         "all": error[truth.visible],
         "moving": error[truth.visible & on_item],
         "hit": torch.stack([(visible & truth.visible).sum(), (visible ^ truth.visible).sum()])[None],
-        "sketch": torch.tensor(drawn)[None],
+        "sketch": torch.tensor(drawn + ideal)[None],
         "coarse": torch.stack([_coarse_psnr(pair, seen), _coarse_psnr(truth, seen)])[None],
     }
 
@@ -165,6 +165,8 @@ def _summary(figures: dict[str, list[Tensor]]) -> dict[str, float]:
         "visibility_f1": 2 * both / (2 * both + one),
         "sketch_precision": every["sketch"][:, 0].mean(),
         "sketch_recall": every["sketch"][:, 1].mean(),
+        "sketch_precision_exact_flow": every["sketch"][:, 2].mean(),
+        "sketch_recall_exact_flow": every["sketch"][:, 3].mean(),
         "coarse_psnr_visible": every["coarse"][:, 0].mean(),
         "coarse_psnr_visible_exact_flow": every["coarse"][:, 1].mean(),
     }

@@ -48,7 +48,7 @@ def _table(results: Sequence[Result]) -> Table:
     table = Table("benchmark", title="ratio = reference / ours: above 1 is faster", title_justify="left")
     for column in ("ours", "reference", "ratio", "least to most", "peak"):
         table.add_column(column, justify="right")
-    table.add_column("settings")
+    table.add_column("settings", min_width=40)
     for result in results:
         spread = None if result.ratio_low is None else f"{result.ratio_low:.2f} to {result.ratio_high:.2f}"
         peak = None if result.peak_bytes_ours is None else f"{result.peak_bytes_ours / 2**20:.0f} MiB"

@@ -16,7 +16,7 @@ import torch
 
 from fp_lightning.errors import InputError
 from fp_lightning.files import locked, written_beside
-from fp_lightning.pairs.engines import ENGINES, Engine, Task, progress
+from fp_lightning.pairs.engines import ENGINES, Engine, Task, default_workers, progress
 from fp_lightning.pairs.filters import PairFilter
 from fp_lightning.pairs.flow import FLOWS, Image, flow_estimator
 from fp_lightning.pairs.motion import chained_flow, continuity, link
@@ -67,6 +67,11 @@ class PairSettings:
                 problems.append(f"{kind} {name} is unknown; known: {', '.join(known)}")
         if problems:
             raise InputError("; ".join(problems))
+
+    @property
+    def learned(self) -> bool:
+        """Whether an estimator is a network, which wants a GPU."""
+        return self.flow != "dis" or self.tracker != "flow"
 
     def load(self) -> None:
         """Loads the estimators of this process. Raises InputError: weights, a package or a consent are missing."""
@@ -241,14 +246,15 @@ def build_pairs(
     videos: Sequence[str | Path],
     out: str | Path,
     settings: PairSettings | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
     resume: bool = False,
     engine: Engine = "local",
 ) -> dict[str, Any]:
     """Builds the pairs of all videos (files, or folders of them) into `out`, with a preview; returns its manifest.
 
     A video that fails is recorded with its error and the others go on. The result depends neither on
-    `workers` nor on `engine`, nor on interruptions. With `resume`, videos that are done are not read again.
+    `workers` (None: one per core, or per GPU for learned estimators) nor on `engine`, nor on interruptions.
+    With `resume`, videos that are done are not read again.
 
     Raises:
         InputError: no videos, `out` is in use or cannot be written, an estimator cannot be loaded, or no
@@ -259,7 +265,7 @@ def build_pairs(
     settings.load()
     try:
         with locked(out):
-            return _build(paths, out, settings, workers, resume, engine)
+            return _build(paths, out, settings, workers or default_workers(settings), resume, engine)
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.strerror or error}); free space or choose another --out"
@@ -299,7 +305,9 @@ def process_video(task: Task) -> dict[str, Any]:
             write_shard(task.out, task.path, result.pairs)
         record |= {"pairs": len(result.pairs), "rejected": dict(result.rejected), "error": result.problem}
     except Exception as error:  # whatever one video holds, the others go on
-        record["error"] = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        record["error"] = (
+            str(error) if isinstance(error, InputError) else f"{task.path}: {type(error).__name__}: {error}"
+        )
     if not record["pairs"]:
         shard.unlink(missing_ok=True)
     saved = {"record": record, "settings": task.settings.stated(), "candidates": result.candidates}
@@ -307,7 +315,7 @@ def process_video(task: Task) -> dict[str, Any]:
         with written_beside(shard.with_suffix(".json")) as partial:
             partial.write_text(json.dumps(saved))
     except OSError as error:  # without a record the video is built again
-        record["error"] = record["error"] or f"its record cannot be written ({error.strerror or error})"
+        record["error"] = record["error"] or f"{task.path}: its record cannot be written ({error.strerror or error})"
     return record
 
 

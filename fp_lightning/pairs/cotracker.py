@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COTRACKER_LICENCE = "CoTracker-v3 (code and weights) is licensed CC-BY-NC 4.0: no commercial use, credit to its authors"
 REPOSITORY, ENTRY = "facebookresearch/co-tracker", "cotracker3_offline"
 WEIGHTS = ("scaled_offline.pth", "scaled_offline.safetensors")
-POINTS = 4096  # followed in one call: about 3 GB of correlations for 15 frames
+POINTS = 4096  # followed in one call: some 5 GB for 15 frames
 
 
 class CoTracker:
@@ -94,8 +94,8 @@ def load_cotracker(weights: str | None = None, device: str = "auto", accept_lice
 
 
 def _from_hub() -> Any:
-    try:  # without trust_repo it would ask at the terminal, which workers do not have
-        return torch.hub.load(REPOSITORY, ENTRY, trust_repo=True, verbose=False)
+    try:
+        return torch.hub.load(REPOSITORY, ENTRY, verbose=False)
     except Exception as error:  # the network, the archive and the code in it each raise their own kinds
         hub = Path(torch.hub.get_dir())
         raise InputError(

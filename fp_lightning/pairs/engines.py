@@ -41,6 +41,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_workers(settings: PairSettings) -> int:
+    """A process per core, or per GPU where estimators are learned."""
+    return max(1, torch.cuda.device_count()) if settings.learned else cores()
+
+
 def run_local(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Record]]:
     """Spreads videos over processes of one thread each, with two videos a process handed out at a time.
 
@@ -53,7 +58,7 @@ def run_local(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple
     queue = list(reversed(tasks))
     while queue:
         running: dict[Future[Record], Task] = {}
-        with _pool(workers) as pool:
+        with _pool(workers, tasks[0].settings.learned) as pool:
             try:
                 while queue or running:
                     while queue and len(running) < 2 * workers:
@@ -73,20 +78,25 @@ def run_local(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple
 
 def _alone(work: Work, task: Task) -> Record:
     try:
-        with _pool(1) as pool:
+        with _pool(1, task.settings.learned) as pool:
             return pool.submit(work, task).result()
     except BrokenProcessPool:
         why = f"{task.path} killed the process that read it: out of memory, or a crash in the decoder"
         return {"video": task.path, "pairs": 0, "rejected": {}, "error": why}
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
+def _pool(workers: int, learned: bool) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_settle_in, initargs=(learned,))
 
 
-def _one_thread() -> None:
+def _settle_in(learned: bool) -> None:
+    """One thread a process, and for learned estimators the GPUs by turns."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    if learned and torch.cuda.is_available():
+        number = multiprocessing.current_process()._identity[0]  # counts from 1
+        torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def run_ray(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Record]]:
@@ -105,14 +115,17 @@ def run_ray(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple[T
 
     ray.init(ignore_reinit_error=True, log_to_driver=False, configure_logging=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    gpus = any(task.settings.flow != "dis" or task.settings.tracker != "flow" for task in tasks)
+    gpu = int(tasks[0].settings.learned and torch.cuda.is_available()) if tasks else 0
 
     def one_video(row: dict[str, Any]) -> dict[str, Any]:
-        _one_thread()
+        cv2.setNumThreads(1)
+        torch.set_num_threads(1)
         return {"index": row["index"], "record": json.dumps(work(tasks[row["index"]]))}
 
+    if not tasks:
+        return
     rows = ray.data.from_items([{"index": index} for index in range(len(tasks))], override_num_blocks=len(tasks))
-    results = rows.map(one_video, num_cpus=1, num_gpus=int(gpus and torch.cuda.is_available()), concurrency=workers)
+    results = rows.map(one_video, num_cpus=1, num_gpus=gpu, concurrency=workers)
     for row in results.iter_rows():
         yield tasks[row["index"]], json.loads(row["record"])
 
@@ -143,5 +156,5 @@ def progress(results: Iterator[tuple[Task, Record]], total: int) -> Iterator[tup
             elapsed = max(bar.tasks[task].elapsed or 0, 1e-3)
             bar.update(task, advance=1, note=f"{pairs} pairs, {count / elapsed:.2f} videos/s")
             if record["error"]:
-                bar.console.print(f"{video.path}: {record['error']}", markup=False)
+                bar.console.print(f"fp-lightning: {record['error']}", markup=False, soft_wrap=True, highlight=False)
             yield video, record

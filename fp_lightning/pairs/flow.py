@@ -39,7 +39,23 @@ def dis_flow(first: Sequence[Image], second: Sequence[Image], start: Tensor | No
     return torch.stack(flows).permute(0, 3, 1, 2).contiguous()
 
 
-FLOWS: dict[str, Callable[[str | None], FlowEstimator]] = {"dis": lambda weights: dis_flow}
+def _raft(weights: str | None) -> FlowEstimator:
+    from fp_lightning.pairs.raft import load_raft
+
+    return load_raft(weights)
+
+
+def _sea_raft(weights: str | None) -> FlowEstimator:
+    from fp_lightning.pairs.sea_raft import load_sea_raft
+
+    return load_sea_raft(weights)
+
+
+FLOWS: dict[str, Callable[[str | None], FlowEstimator]] = {
+    "dis": lambda weights: dis_flow,
+    "raft": _raft,
+    "sea_raft": _sea_raft,
+}
 
 
 @lru_cache(maxsize=1)

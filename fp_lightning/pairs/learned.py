@@ -152,7 +152,10 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         stored: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, its unpickler and safetensors each raise their own kinds
-        raise InputError(f"{path} cannot be read as weights ({first_line(error)}); get it again") from error
+        raise InputError(
+            f"{path} cannot be read as weights ({type(error).__name__}): it is damaged, or holds more than tensors; "
+            "get it again"
+        ) from error
     if isinstance(stored, Mapping):
         stored = stored.get("state_dict", stored)
     if not isinstance(stored, Mapping) or not all(isinstance(value, Tensor) for value in stored.values()):

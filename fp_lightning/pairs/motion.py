@@ -26,6 +26,7 @@ MARGIN = 1.0  # by how much motion must explain a pixel better than rest: 8-bit 
 CAP = 60.0  # greatest error of a pixel, in the same unit: what is hidden says no more than that
 OUTSIDE = 36.0  # error of motion that leaves the image
 GUIDE_RADIUS, GUIDE_NOISE = 9, 30.0  # guided filter of the errors: px at 512 px width, squared 8-bit levels
+LOOKS_RADIUS, LOOKS_ROUNDS, LOOKS_SUPPORT = 20, 4, 0.02  # px at 512 px width, steps of it, least share known
 SMOOTH, ISLAND = 11, 144  # px and px² at 512 px width: what is smaller neither moves nor rests alone
 
 
@@ -63,44 +64,37 @@ def continuity(frames: Sequence[Image]) -> float:
 def chained_flow(frames: Sequence[Image], links: Links, estimate: FlowEstimator) -> tuple[Tensor, Tensor]:
     """Flow [2, h, w] in pixels from the last frame to the first, at the last's positions, and the other way."""
     source, target = frames[0], frames[-1]
-    ways = [
-        (target, source, *_follow(links.backward.flip(0), links.forward.flip(0))),
-        (source, target, *_follow(links.forward, links.backward)),
-    ]
-    starts = torch.stack([chain for _, _, chain, _, _ in ways])
-    direct = estimate([target, source], [source, target], starts)
+    ways = [(target, source), (source, target)]
+    chains = [_follow(links.backward.flip(0), links.forward.flip(0)), _follow(links.forward, links.backward)]
+    direct = estimate([target, source], [source, target], torch.stack([chain for chain, _ in chains]))
     flows = [
-        _best_explanation(first, second, [torch.where(lost, held, chain), estimated])
-        for (first, second, chain, held, lost), estimated in zip(ways, direct, strict=True)
+        _best_explanation(*way, [chain * ~uncovered, estimated])
+        for way, (chain, uncovered), estimated in zip(ways, chains, direct, strict=True)
     ]
     every = centres((source.shape[0], source.shape[1]))
-    homes = [step(flows[0], flows[1], every)[1], step(flows[1], flows[0], every)[1]]
+    matched = [step(flows[0], flows[1], every)[1], step(flows[1], flows[0], every)[1]]
     to_source, to_target = (
-        _without_islands(torch.where(lost & ~home, held, flow))
-        for flow, home, (_, _, _, held, lost) in zip(flows, homes, ways, strict=True)
+        _without_islands(_rest_by_looks(flow * ~(uncovered & ~match), match, image))
+        for flow, match, (_, uncovered), (image, _) in zip(flows, matched, chains, ways, strict=True)
     )
     return to_source, to_target
 
 
-def _follow(flows: Tensor, backs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _follow(flows: Tensor, backs: Tensor) -> tuple[Tensor, Tensor]:
     """Follows every pixel through links [n, 2, h, w] in walking order.
 
-    Returns its displacement [2, h, w], the displacement it had when it was lost, and where it was lost
-    while it rested: bool [h, w].
+    Returns its displacement [2, h, w], and whether it lost its match while it rested: bool [h, w].
     """
     height, width = flows.shape[-2:]
     start = centres((height, width))
-    here, held = start, torch.zeros_like(start)
-    alive = torch.ones(height, width, dtype=torch.bool)
-    lost = ~alive
+    here, alive = start, torch.ones(height, width, dtype=torch.bool)
+    uncovered = ~alive
     for flow, back in zip(flows, backs, strict=True):
         moved, matched = step(flow, back, here)
-        travelled = here - start
-        dies = alive & ~matched
-        rested = dies & (travelled.norm(dim=0) < 2 * REST * width / 512)
-        held, lost, alive = torch.where(rested, travelled, held), lost | rested, alive & matched
+        rested = (here - start).norm(dim=0) < 2 * REST * width / 512
+        uncovered, alive = uncovered | (alive & ~matched & rested), alive & matched
         here = moved
-    return here - start, held, lost
+    return here - start, uncovered
 
 
 def _best_explanation(first: Image, second: Image, flows: Sequence[Tensor]) -> Tensor:
@@ -109,10 +103,7 @@ def _best_explanation(first: Image, second: Image, flows: Sequence[Tensor]) -> T
     The errors are filtered with `first` as the guide, so that the choice changes at its edges (cost-volume
     filtering, Rhemann et al. 2011).
     """
-    a, b = (
-        cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), (0, 0), 1).astype(np.float32)
-        for image in (first, second)
-    )
+    a, b = _lab(first), _lab(second)
     b = _relit(b, a)
     options = torch.stack([torch.zeros_like(flows[0]), *flows])
     guided = _guided_filter(a[..., 0], max(1, round(GUIDE_RADIUS * first.shape[1] / 512)))
@@ -123,6 +114,11 @@ def _best_explanation(first: Image, second: Image, flows: Sequence[Tensor]) -> T
     return torch.from_numpy(
         np.stack([cv2.medianBlur(np.ascontiguousarray(plane), 5) for plane in flow]).astype(np.float32)
     )
+
+
+def _lab(image: Image) -> Array:
+    """Slightly smoothed Lab colours [h, w, 3] in 8-bit levels."""
+    return cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), (0, 0), 1).astype(np.float32)
 
 
 def _relit(image: Array, like: Array) -> Array:
@@ -169,6 +165,28 @@ def _guided_filter(guide: Array, radius: int):
         return (mean(slope) * guide + mean(average - slope * centre)).astype(np.float32)
 
     return filtered
+
+
+def _rest_by_looks(flow: Tensor, matched: Tensor, image: Image) -> Tensor:
+    """Flow [2, h, w] of `image`, put to rest where it has no match and looks like what rests around it.
+
+    What moves and rests is carried from where flow is matched, bool [h, w], into where it is not, by filters
+    that have each Lab channel of `image` [h, w, 3] as their guide.
+    """
+    scale = flow.shape[-1] / 512
+    radius = max(2, round(LOOKS_RADIUS * scale))
+    moves = np.hypot(*flow.numpy()) > REST * scale
+    known = cv2.erode(matched.numpy().astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.float32)
+    moving = known * moves
+    unknown = known == 0
+    guided = [_guided_filter(plane, radius) for plane in _lab(image).transpose(2, 0, 1)]
+    for _ in range(LOOKS_ROUNDS):
+        shares = [np.clip(filtered(moving) / np.maximum(filtered(known), 1e-3), 0.02, 0.98) for filtered in guided]
+        odds = np.sum([np.log(share / (1 - share)) for share in shares], axis=0)
+        reached = (cv2.blur(known, (2 * radius + 1, 2 * radius + 1)) > LOOKS_SUPPORT) & (known == 0)
+        moving[reached], known[reached] = odds[reached] > 0, 1
+    rests = unknown & (moving == 0)
+    return flow * torch.from_numpy(~rests)
 
 
 def _without_islands(flow: Tensor) -> Tensor:

@@ -33,21 +33,19 @@ def load_sea_raft(weights: str | None = None, device: str = "auto", trained_on: 
     Raises:
         InputError: ptlflow is not installed, or the weights are unknown, missing and cannot be fetched, or do not fit.
     """
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # importing it imports 90 models, which tell what they lack
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # importing it imports 90 models, which tell what they lack
+        try:
             import ptlflow
-    except ImportError as error:
-        raise InputError(
-            f"SEA-RAFT needs ptlflow ({error}); pip install 'fp-lightning[flow]', or use --flow raft"
-        ) from error
-
-    files = ptlflow.get_model_reference(MODEL).pretrained_checkpoints
+        except ImportError as error:
+            raise InputError(
+                f"SEA-RAFT needs ptlflow ({error}); pip install 'fp-lightning[flow]', or use --flow raft"
+            ) from error
+        network = ptlflow.get_model(MODEL)
+    files = network.pretrained_checkpoints
     if trained_on not in files:
         raise InputError(f"no {MODEL} weights trained on {trained_on}; known: {', '.join(files)}")
-    path = find_weights(weights, files[trained_on])
-    with torch.random.fork_rng(devices=[]):  # layers are initialised before they are filled
-        network = fill(ptlflow.get_model(MODEL), path)
+    fill(network, find_weights(weights, files[trained_on]))
     network.to(place := choose_device(device))
 
     def predict(first: Tensor, second: Tensor) -> Tensor:

@@ -80,7 +80,18 @@ def _flow_tracker(weights: str | None, accept_license: bool) -> Tracker:
     return lambda frames, flow_to_source, flow_to_target: tracks_from_flow(flow_to_source, flow_to_target)
 
 
-TRACKERS: dict[str, Callable[[str | None, bool], Tracker]] = {"flow": _flow_tracker}
+def _cotracker(weights: str | None, accept_license: bool) -> Tracker:
+    from fp_lightning.pairs.cotracker import load_cotracker
+
+    follow = load_cotracker(weights, accept_license=accept_license)
+
+    def track(frames: Sequence[Image], flow_to_source: Tensor, flow_to_target: Tensor) -> tuple[Tensor, Tensor]:
+        return follow(frames, centres((frames[0].shape[0], frames[0].shape[1]), TRACK_STRIDE))
+
+    return track
+
+
+TRACKERS: dict[str, Callable[[str | None, bool], Tracker]] = {"flow": _flow_tracker, "cotracker3": _cotracker}
 
 
 @lru_cache(maxsize=1)

@@ -15,10 +15,11 @@ from fp_lightning.types import VideoPair
 
 SHARPNESS = 20.0  # importance lost per unit of colour difference (Magic Fixup)
 MAX_EXPONENT = 20.0  # see `softmax_splat`: reached by shares of almost nothing only
-FILL_WIDTH = 256  # pixels, see `_inpainted`
-FILL_RADIUS = 5.0  # pixels (Magic Fixup)
+FILL_WIDTH = 256  # pixels at most, see `_inpainted`
+FILL_RADIUS = 3.0  # pixels at that width, about 5 px at 512 px (Magic Fixup)
 STRAIN = 0.5  # px/px: below it the flow only deforms, see `_moving_regions`
-FIT_POINTS = 1000  # as many points of a region say how it moves
+FIT_POINTS = 1000  # as many points of a region, about, say how it moves
+LEAST_SIDE = 2.0  # pixels: a similarity needs more points than two
 
 
 def coarse_edit(
@@ -169,7 +170,7 @@ def _cut(
     source = pair.source.permute(1, 2, 0).contiguous().numpy()
     flow = pair.flow_to_target.numpy()
     regions = []
-    for region in _moving_regions(flow, threshold * width, (min_side * width) ** 2):
+    for region in _moving_regions(flow, threshold * width, max(min_side * width, LEAST_SIDE) ** 2):
         motion = _similarity(region, flow, tolerance * width, min_agreeing)
         if motion is not None:
             regions.append((_with_rim(region, flow, motion, threshold * width, tolerance * width), motion))
@@ -246,10 +247,12 @@ def _clean(region: NDArray[np.bool_], others: NDArray[np.bool_], width: int) -> 
 def _paste(
     canvas: NDArray[np.float32], source: NDArray[np.uint8], mask: NDArray[np.bool_], motion: NDArray[np.float64]
 ) -> None:
-    """Puts the masked part of the source [h, w, 3] where `motion` takes it on the canvas, its edge one pixel soft."""
+    """Puts the masked part of the source [h, w, 3] where `motion` takes it on the canvas.
+
+    Interpolation makes its edge one pixel soft; a mask that is blurred as well brings old ground along.
+    """
     height, width = mask.shape
-    opacity = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0)
-    x, y, w, h = cv2.boundingRect((opacity > 0).astype(np.uint8))
+    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
     corners = motion @ np.array([[x, x + w, x, x + w], [y, y, y + h, y + h], [1, 1, 1, 1]])
     left, top = np.clip(np.floor(corners.min(1)).astype(int) - 1, 0, (width, height))
     right, bottom = np.clip(np.ceil(corners.max(1)).astype(int) + 1, 0, (width, height))
@@ -258,8 +261,8 @@ def _paste(
     box = np.s_[y : y + h, x : x + w]
     shifted = motion.copy()
     shifted[:, 2] += motion[:, :2] @ (x, y) - (left, top)
-    part = np.dstack([source[box] * opacity[box][..., None], opacity[box]])
-    layer = cv2.warpAffine(part, shifted, (int(right - left), int(bottom - top)))
+    opacity = mask[box].astype(np.float32)[..., None]
+    layer = cv2.warpAffine(np.dstack([source[box] * opacity, opacity]), shifted, (int(right - left), int(bottom - top)))
     under = canvas[top:bottom, left:right]
     under *= 1 - layer[..., 3:]
     under += layer[..., :3]

@@ -17,9 +17,10 @@ WAVES = 3  # cycles per image width of the fastest wobble
 def sketch(
     pair: VideoPair,
     threshold: float = 2 / 512,
+    share: float = 0.06,
     strain: float = 0.35,
     line_width: float = 2.5 / 512,
-    min_length: float = 16 / 512,
+    min_length: float = 24 / 512,
     rng: np.random.Generator | None = None,
     drop: float = 0.3,
     wobble: float = 4 / 512,
@@ -37,6 +38,8 @@ def sketch(
     Args:
         pair: only `flow_to_source` is read.
         threshold: least jump of the flow across an edge, in image widths.
+        share: the same as a share of the pair's largest motion (its 99th percentile): estimated flow has
+            false edges that grow with the motion.
         strain: least gradient of the flow, in pixels per pixel. Below it the flow only deforms: turning
             by an angle of 0.35 rad or growing by 35 % has that gradient inside the object.
         line_width: width of a stroke in image widths, one pixel at least.
@@ -48,7 +51,9 @@ def sketch(
         thickness: a segment's width is multiplied by a factor between 1 / thickness and thickness, 1 or more.
     """
     width = pair.size[1]
-    edges = _ridges(pair.flow_to_source.numpy(), least=max(threshold * width / 2, strain))
+    flow = pair.flow_to_source.numpy()
+    jump = max(threshold * width, share * float(np.quantile(np.hypot(*flow), 0.99)))
+    edges = _ridges(flow, least=max(jump / 2, strain))
     edges = _without_specks(edges, min_length * width)
     if rng is None:
         strokes = _thick(edges, line_width * width)
