@@ -91,6 +91,12 @@ def test_samples_of_a_batch_do_not_meet():
         assert all(torch.equal(a[i : i + 1], b) for a, b in zip(both, one, strict=True))
 
 
+def test_splat_works_where_its_arguments_are():
+    moved, covered = softmax_splat(*(x.to("meta") for x in arguments()))
+    assert moved.device.type == covered.device.type == "meta"
+    assert moved.shape == (2, 3, 5, 6) and covered.shape == (2, 1, 5, 6)
+
+
 def test_more_important_pixel_wins_a_collision():
     values = torch.tensor([[[[1.0, 0.0, 0.0]]]])
     flow = torch.zeros(1, 2, 1, 3)
