@@ -129,7 +129,6 @@ ONE_CPU = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--trainer.pr
 RECIPE_RUNS = {
     "tiny": [*TINY, *SMALL],
     "svd": ["--config", "svd", "--config", "signals/sketch", *SMALL, *ONE_CPU, "--data.val_fraction", "0.25"],
-    **{f"signals/{name}": ["--config", "tiny", "--config", f"signals/{name}", *SMALL] for name in SIGNALS},
     "tiny_vae": ["--config", "tiny_vae", "--data.batch_size", "2", "--data.val_samples", "2"],
 }
 
@@ -147,9 +146,27 @@ def test_recipe_runs_on_tiny_settings(run, name, pairs, tiny_folder, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.parametrize("name", SIGNALS)
+def test_every_signal_validates_and_predicts(run, name, pairs, tmp_path):
+    folder, inputs = tmp_path / "run", tmp_path / "inputs"
+    inputs.mkdir()
+    Image.new("RGB", (70, 50), "grey").save(inputs / "photo.png")
+    Image.new("RGB", (70, 50), "white").save(inputs / "photo.coarse.png")
+    (inputs / "photo.points.json").write_text('{"points": [[10, 10, 30, 20]]}')
+    common = ["--config", "tiny", "--config", f"signals/{name}", *SMALL, "--trainer.default_root_dir", folder]
+    fit = ["--trainer.max_steps", 1, "--trainer.val_check_interval", 1]
+    assert run("fit", *common, "--data.pairs", pairs, *fit)[0] == 0
+    checkpoint = ["--ckpt_path", folder / "checkpoints" / "last.ckpt"]
+    assert run("validate", *common, "--data.pairs", pairs, *checkpoint)[0] == 0
+    assert json.loads((folder / "metrics.json").read_text())["n"] > 0
+    assert run("predict", *common, "--data.inputs", inputs, *checkpoint)[0] == 0
+    assert Image.open(folder / "predictions" / "photo.png").size == (70, 50)
+
+
 def test_every_recipe_is_run_above():
     whole = {str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml")}
     used = {argument for arguments in RECIPE_RUNS.values() for argument in arguments}
+    used |= {f"signals/{name}" for name in SIGNALS}
     assert whole - {"run"} <= used  # run.yaml is read before each
 
 

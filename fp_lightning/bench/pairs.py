@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fp_lightning.bench.measure import Result, compare
 from fp_lightning.metrics import psnr
-from fp_lightning.pairs.build import PairSettings, build_pairs, build_video
-from fp_lightning.pairs.engines import cores
+from fp_lightning.pairs.build import PairSettings, build_video, process_video
+from fp_lightning.pairs.engines import Task, cores, one_thread, run_local
 from fp_lightning.pairs.flow import dis_flow
 from fp_lightning.pairs.motion import chained_flow, link
 from fp_lightning.pairs.tracks import tracks_from_flow
@@ -46,15 +46,17 @@ STAGES = {  # functions of this package and the stage that their time counts for
 def pairs(rounds: int) -> list[Result]:
     """Videos per second of several workers against one, where one worker's time goes, and memory at 3840 × 2160."""
     settings = PairSettings()
+    one_thread()  # as in a worker
     with tempfile.TemporaryDirectory() as folder:
         root, workers = Path(folder), max(2, cores())
         clips = write_clips(root / "clips", 4 * workers, (360, 640), seconds=8, fps=12, **MOTION)
-        number = iter(range(1000))
+        tasks = [Task(str(clip), root / "out", settings) for clip in clips]
 
         def build(processes: int) -> Callable[[], object]:
-            return lambda: build_pairs(clips, root / f"out{next(number)}", settings, workers=processes)
+            return lambda: list(run_local(process_video, tasks, processes))
 
         spread = compare("pairs/workers", build(workers), build(1), rounds, workers=workers, videos=len(clips))
+        spread.settings["pairs"] = sum(record["pairs"] for _, record in run_local(process_video, tasks, workers))
         stages = _stages(clips[:4], root / "staged", settings)
         large = write_clip(Enlarged(0, (2160, 3840), **MOTION), root / "large.mp4", seconds=3, fps=8)
         peak = Result("pairs/memory", settings={"clip": "3840x2160", "size": list(settings.size)})

@@ -87,10 +87,10 @@ def _alone(work: Work, task: Task) -> Record:
 
 def _pool(workers: int, learned: bool) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_settle_in, initargs=(learned,))
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread, initargs=(learned,))
 
 
-def _settle_in(learned: bool) -> None:
+def one_thread(learned: bool = False) -> None:
     """One thread a process, and for learned estimators the GPUs by turns."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -118,8 +118,7 @@ def run_ray(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple[T
     gpu = int(tasks[0].settings.learned and torch.cuda.is_available()) if tasks else 0
 
     def one_video(row: dict[str, Any]) -> dict[str, Any]:
-        cv2.setNumThreads(1)
-        torch.set_num_threads(1)
+        one_thread()
         return {"index": row["index"], "record": json.dumps(work(tasks[row["index"]]))}
 
     if not tasks:

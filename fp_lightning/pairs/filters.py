@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fp_lightning.pairs.tracks import tracks_from_flow
-from fp_lightning.types import MOVING_WIDTH, VideoPair
+from fp_lightning.types import MOVING_WIDTH, VideoPair, length
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ class PairFilter:
         motion, so it is asked first.
         """
         matched = tracks_from_flow(pair.flow_to_source, pair.flow_to_target, stride=1)[1]
-        length = _length(pair.flow_to_source)
-        moving = length > self.moving
+        far = _length(pair.flow_to_source)
+        moving = far > self.moving
         changing = moving | ~matched
         if not matched.float().mean() > 1 - self.max_inconsistent:
             return "inconsistent"
-        resting = matched & (length < self.still)
+        resting = matched & (far < self.still)
         relit = resting & (_colour_change(pair.source, pair.target) > self.light)
         if relit.sum() > self.max_relit * resting.sum():
             return "inconsistent"
@@ -89,7 +89,7 @@ class PairFilter:
             return "motion_too_small"
         if (~matched).sum() > self.max_unmatched * changing.sum():
             return "inconsistent"
-        if length.flatten().kthvalue(int(0.99 * length.numel())).values > self.largest:
+        if far.flatten().kthvalue(int(0.99 * far.numel())).values > self.largest:
             return "motion_too_large"
         return None if moving.float().mean() >= self.min_moving else "motion_too_small"
 
@@ -102,4 +102,4 @@ def _colour_change(source: Tensor, target: Tensor) -> Tensor:
 
 def _length(flow: Tensor) -> Tensor:
     """Flow [2, h, w] → its length in pixels at 512 px width."""
-    return flow.norm(dim=0) * (MOVING_WIDTH / flow.shape[-1])
+    return length(flow) * (MOVING_WIDTH / flow.shape[-1])

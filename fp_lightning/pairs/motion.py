@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fp_lightning.pairs.flow import FlowEstimator, Image, dis_flow
 from fp_lightning.pairs.tracks import centres, step
+from fp_lightning.types import length
 
 Array = NDArray[np.float32]
 REST = 0.5  # px at 512 px width: less is no motion
@@ -91,7 +92,7 @@ def _follow(flows: Tensor, backs: Tensor) -> tuple[Tensor, Tensor]:
     uncovered = ~alive
     for flow, back in zip(flows, backs, strict=True):
         moved, matched = step(flow, back, here)
-        rested = (here - start).norm(dim=0) < 2 * REST * width / 512
+        rested = length(here - start) < 2 * REST * width / 512
         uncovered, alive = uncovered | (alive & ~matched & rested), alive & matched
         here = moved
     return here - start, uncovered

@@ -55,9 +55,10 @@ def signal_fields(
 
 def _control_image(size: tuple[int, int], sketch: Tensor | None, coarse: Tensor | None) -> Tensor:
     """Strokes over a coarse edit over black: float [3, h, w] in [0, 1]."""
-    ground = torch.zeros(3, *size) if coarse is None else coarse
     if sketch is None:
-        return ground
+        return torch.zeros(3, *size) if coarse is None else coarse
+    if coarse is None:
+        return sketch
     reach = max(1, round(RIM * size[1]))
     near = F.max_pool2d(sketch[None], 2 * reach + 1, stride=1, padding=reach)[0]
-    return torch.maximum(sketch, ground * (1 - near))
+    return torch.maximum(sketch, coarse * (1 - near))

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from fp_lightning.types import VideoPair
@@ -73,7 +74,8 @@ def _ridges(flow: NDArray[np.float32], least: float) -> NDArray[np.uint8]:
         np.stack([cv2.Sobel(p, cv2.CV_32F, *order, scale=1 / 8, borderType=cv2.BORDER_REPLICATE) for p in planes])
         for order in ((1, 0), (0, 1))
     )
-    xx, yy, xy = (dx * dx).sum(0), (dy * dy).sum(0), (dx * dy).sum(0)  # structure tensor over both components
+    # the structure tensor, over both components of the flow
+    xx, yy, xy = (a[0] * b[0] + a[1] * b[1] for a, b in ((dx, dx), (dy, dy), (dx, dy)))
     angle = 0.5 * np.arctan2(2 * xy, xx - yy)  # across the edge
     magnitude = np.sqrt((xx + yy + np.hypot(xx - yy, 2 * xy)) / 2)  # root of its greater eigenvalue
     sector = np.round(angle / (np.pi / 4)).astype(int) % 4
@@ -115,7 +117,7 @@ def _by_hand(
         return edges
     count = max(1, round(len(points) / (2 * SEGMENT * width)))  # two points a pixel of line
     centres = points[rng.choice(len(points), count, replace=False)]
-    segment = np.linalg.norm(points[:, None] - centres, axis=-1).argmin(1)
+    segment = KDTree(centres).query(points)[1]  # the nearest one
     kept = rng.random(count) >= rng.uniform(0, drop)
     kept[rng.integers(count)] = True
     widths = line_width * width * thickness ** rng.uniform(-1, 1, count)
