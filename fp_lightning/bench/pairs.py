@@ -58,7 +58,6 @@ def pairs(rounds: int) -> list[Result]:
             return lambda: list(run_local(process_video, tasks, processes))
 
         spread = compare("pairs/workers", build(workers), build(1), rounds, workers=workers, videos=len(clips))
-        spread.settings["pairs"] = sum(record["pairs"] for _, record in run_local(process_video, tasks, workers))
         stages = _stages(clips[:4], root / "staged", settings)
         large = write_clip(Enlarged(0, (2160, 3840), 6, **MOTION), root / "large.mp4", seconds=3)
         peak = Result("pairs/memory", settings={"clip": "3840x2160", "size": list(settings.size)})
@@ -87,10 +86,11 @@ def _stages(clips: list[Path], out: Path, settings: PairSettings) -> Result:
             write_shard(out, str(clip), build_video(clip, settings).pairs)
     seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
     stage_of = {function: stage for stage, functions in STAGES.items() for function in functions}
-    for (file, _, function), (*_, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+    for (file, _, function), (_, _, _, inside, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         if function in stage_of and "fp_lightning" in file:  # unless another stage asked for it
-            outside = (times[3] for (_, _, caller), times in callers.items() if caller not in stage_of)
-            seconds[stage_of[function]] += sum(outside)
+            seconds[stage_of[function]] += inside - sum(
+                times[3] for (_, _, caller), times in callers.items() if caller in stage_of
+            )
     total = pstats.Stats(profile).total_tt  # type: ignore[attr-defined]
     shares = {stage: round(value / total, 3) for stage, value in seconds.items()}
     shares["other"] = round(1 - sum(shares.values()), 3)
@@ -100,12 +100,11 @@ def _stages(clips: list[Path], out: Path, settings: PairSettings) -> Result:
 
 
 def _peak(clip: Path, settings: PairSettings) -> int:
-    """Greatest resident memory in bytes of a process of its own that builds one video, beyond its imports."""
+    """Greatest resident memory in bytes of a process of its own that builds one video, its imports included."""
     code = (
         "import resource, sys; from fp_lightning.pairs.build import PairSettings, build_video;"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         f"build_video(sys.argv[1], PairSettings(size={settings.size}));"
-        "print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))"
+        "print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
