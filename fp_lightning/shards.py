@@ -65,6 +65,7 @@ def write_shard(root: str | Path, video: str, pairs: Sequence[VideoPair]) -> Pat
     header = json.dumps({"video": video, "meta": [pair.meta for pair in pairs]})
     with written_beside(path) as partial:
         save_file(tensors, str(partial), {"header": header})  # one entry: their order is not fixed
+        partial.chmod(0o644)  # others read shared folders too
     return path
 
 

@@ -350,6 +350,19 @@ def test_a_pair_with_a_moving_object_is_kept():
     assert reason_for(source, target) is None
 
 
+def test_what_appears_is_not_visible_in_the_source():
+    scene, source, target = two_frames()
+    target = target.copy()
+    target[8:40, 8:40] = 255 - target[8:40, 8:40] // 4  # something pale comes in
+    source[8:40, 8:40] //= 4
+    rest = torch.from_numpy(np.stack(np.meshgrid(np.arange(32) * 8.0 + 4, np.arange(16) * 8.0 + 4)))
+    explained = PairFilter().explained(rest, source, target)
+    assert not explained[1:5, 1:5].any()
+    still = torch.from_numpy(scene.layer(scene._grid(8), 1.0) < 0) & torch.from_numpy(scene.tracks(1.0, 0.0)[1])
+    still[0:6, 0:6] = False
+    assert explained[still].float().mean() > 0.95
+
+
 def test_a_still_pair_is_rejected():
     _, source, _ = two_frames()
     assert reason_for(source, source) == "motion_too_small"

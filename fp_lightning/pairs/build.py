@@ -223,6 +223,7 @@ def make_pair(frames: Sequence[Image], settings: PairSettings) -> VideoPair | st
         return "motion_too_large"
     track = point_tracker(settings.tracker, settings.tracker_weights, settings.accept_license)
     tracks, visible = track(frames, to_source, to_target)
+    visible &= limits.explained(tracks, source, target)  # what comes or goes looks at rest to its flow
     images = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).contiguous() for image in (source, target)]
     pair = VideoPair(images[0], images[1], to_source, to_target, tracks, visible)
     return limits.reason(pair) or pair

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fp_lightning.pairs.tracks import tracks_from_flow
+from fp_lightning.pairs.tracks import centres, tracks_from_flow
 from fp_lightning.types import MOVING_WIDTH, VideoPair, length
 
 
@@ -31,6 +31,7 @@ class PairFilter:
     max_inconsistent: float = 0.35
     max_unmatched: float = 0.9
     light: float = 12.0
+    unlike: float = 30.0
     max_relit: float = 0.2
     largest: float = 120.0
     moving: float = 3.0
@@ -44,6 +45,7 @@ class PairFilter:
         "max_inconsistent": "share of pixels whose flow there and back disagrees at most, else inconsistent",
         "max_unmatched": "the same share of the pixels that change, else inconsistent",
         "light": "change of colour, in 8-bit levels, beyond which a resting pixel has other light",
+        "unlike": "difference of colour, in 8-bit levels, beyond which a token is not visible where its track leads",
         "max_relit": "share of such among resting pixels at most (a fade, exposure), else inconsistent",
         "largest": "99th percentile of the flow at most, else motion_too_large",
         "moving": "a pixel moves if its flow is above this",
@@ -68,6 +70,22 @@ class PairFilter:
         images = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) for image in (source, target)]
         changes = _colour_change(images[0], images[1]) > self.light / 2
         return max(float(x.float().mean()) for x in (changes, _length(flow) > self.moving)) < self.min_moving
+
+    def explained(self, tracks: Tensor, source: NDArray[np.uint8], target: NDArray[np.uint8]) -> Tensor:
+        """Whether each target token has the colour of the place in the source that its track leads to: bool [th, tw].
+
+        Args:
+            tracks: [2, th, tw] in pixels of `source`.
+            source: [h, w, 3].
+            target: [h, w, 3]; its tokens tile it.
+        """
+        own = centres((target.shape[0], target.shape[1]), target.shape[1] // tracks.shape[-1])
+        seen = []
+        for image, positions in ((source, tracks), (target, own)):
+            x, y = (plane.numpy().astype(np.float32) - 0.5 for plane in positions)
+            smooth = cv2.blur(image, (9, 9)).astype(np.float32)
+            seen.append(cv2.remap(smooth, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+        return torch.from_numpy(np.abs(seen[0] - seen[1]).mean(-1) <= self.unlike)
 
     def reason(self, pair: VideoPair) -> str | None:
         """Why a pair of a static camera is rejected, or None to keep it.
