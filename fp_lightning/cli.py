@@ -24,6 +24,7 @@ def main() -> int:
     commands: dict[str, tuple[str, Callable[[list[str]], object]]] = {
         **{name: (text, partial(_train_command, name)) for name, text in TRAINER_COMMANDS.items()},
         "pairs": ("build training pairs from videos", _pairs),
+        "convert": ("released weights, checkpoints and pipeline folders, each from the other", _convert),
         "clips": ("write procedural videos", _clips),
         "bench": ("measure speed, memory and accuracy beside references", _bench),
         "quickstart": ("clips, pairs, fit, validate and predict in one go", _quickstart),
@@ -143,6 +144,57 @@ def _pairs(arguments: list[str]) -> None:
     rejected = ", ".join(f"{count} {reason}" for reason, count in manifest["rejected"].items()) or "none"
     print(f"{manifest['pairs']} pairs of {manifest['videos']} videos in {out}; rejected: {rejected}")
     print(f"Look at {Path(out) / 'preview.html'} before you train.")
+
+
+def _convert(arguments: list[str]) -> None:
+    from fp_lightning.backbone import SVD
+
+    def common(kind: str, text: str, given: str, out: str) -> argparse.ArgumentParser:
+        parser = kinds.add_parser(
+            kind, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        parser.add_argument("given", metavar="IN", help=given)
+        parser.add_argument("out", metavar="OUT", type=Path, help=f"{out}; must not exist yet")
+        parser.add_argument(
+            "--dtype", choices=("float32", "float16", "bfloat16"), help="of all weights; each file's own if not given"
+        )
+        return parser
+
+    parser = _parser("convert", "Released weights, Lightning checkpoints and pipeline folders, each from the other.")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="released|checkpoint|pipeline")
+    released = common(
+        "released", "the released files to a pipeline folder", "folder of the two files, or hub id", "folder"
+    )
+    checkpoint = common("checkpoint", "a checkpoint of fit to a pipeline folder", "checkpoint", "folder")
+    common("pipeline", "a pipeline folder to the released files", "pipeline folder, or hub id", "folder of two files")
+    checkpoint.add_argument(
+        "--weights", choices=("auto", "ema", "raw"), default="auto", help="averaged or last; auto: as predict does"
+    )
+    model = "SVD in diffusers' format, folder or hub id: its VAE, image encoder, scheduler and configuration are used"
+    for each, default in ((released, SVD), (checkpoint, None)):
+        each.add_argument("--model", default=default, help=model + ("" if default else "; the checkpoint's own"))
+        each.add_argument("--variant", help="of SVD's weight files, for example fp16")
+        each.add_argument(
+            "--size", nargs=2, type=int, metavar=("H", "W"), default=(576, 1024) if default else None,
+            help="at which the network works, px" + ("" if default else "; the checkpoint's own"),
+        )  # fmt: skip
+    options = vars(parser.parse_args(arguments))
+    import torch
+
+    from fp_lightning import convert
+
+    kind, given, out = (options.pop(name) for name in ("kind", "given", "out"))
+    dtype = options.pop("dtype")
+    functions: dict[str, Callable[..., convert.Converted]] = {
+        "released": convert.convert_released,
+        "checkpoint": convert.convert_checkpoint,
+        "pipeline": convert.convert_pipeline,
+    }
+    try:
+        print(functions[kind](given, out, **options, dtype=getattr(torch, dtype) if dtype else None))
+    except convert.WeightsError as error:
+        print("\n".join(error.details), file=sys.stderr)
+        raise
 
 
 def _clips(arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from fp_lightning import edm
-from fp_lightning.backbone import SVD, load_backbone
+from fp_lightning.backbone import SVD, load_backbone, saved_settings
 from fp_lightning.control import INJECTION_FACTOR, ControlEncoder
 from fp_lightning.errors import InputError
 from fp_lightning.matching import AttentionKind, Correspondence, MatchQueries
@@ -20,7 +21,9 @@ from fp_lightning.points import DragPoints
 from fp_lightning.types import EditBatch
 from fp_lightning.unet import FramePainterUNet
 
+logger = logging.getLogger(__name__)
 FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION = 6.0, 128.0, 0.02  # micro-conditioning as released; FPS_ID is fps − 1
+OFFICIAL = {"match_queries": "both", "control_frames": "both", "control_factor": 0.2}  # the released model's settings
 _SPOT = 8  # pixels: the smallest image that the control encoder can halve three times
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -94,6 +97,8 @@ class FramePainter(nn.Module):
         matching_weight: λ of Eq. 8.
         sigma_mean, sigma_std: training noise levels are log-normal with these.
         augmentation_mean, augmentation_std: so is the noise on the conditioning image.
+        model: what the parts were loaded from; checkpoints remember it.
+        trained: the parts are a trained editor's, not SVD's with a new control encoder.
         dropout: p of conditioning dropout. With one uniform r a sample, the embedding goes where
             r < 2p, the image latents where p ≤ r < 3p, and control and points where both go
             (p ≤ r < 2p), which is what guidance calls unconditional.
@@ -116,6 +121,8 @@ class FramePainter(nn.Module):
         augmentation_mean: float = -3.0,
         augmentation_std: float = 0.5,
         dropout: float = 0.1,
+        model: str | None = None,
+        trained: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= dropout <= 1 / 3:
@@ -129,7 +136,7 @@ class FramePainter(nn.Module):
         self.reconstruct_source, self.matching_weight = reconstruct_source, matching_weight
         self.sigma_mean, self.sigma_std = sigma_mean, sigma_std
         self.augmentation_mean, self.augmentation_std = augmentation_mean, augmentation_std
-        self.dropout = dropout
+        self.dropout, self.model, self.trained = dropout, model, trained
         for frozen in self.frozen:
             frozen.requires_grad_(False)
         self.train(self.training)
@@ -340,6 +347,16 @@ def build_editor(
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
     """
     backbone = load_backbone(model, weights, attention, match_queries, variant, seed)
+    saved = saved_settings(model) if weights == "pretrained" else None
+    if saved is not None:
+        chosen = {"match_queries": match_queries, "control_frames": control_frames, "control_factor": control_factor}
+        changed = [f"{name} {saved[name]} (now {value})" for name, value in chosen.items() if saved[name] != value]
+        if changed:
+            logger.warning(
+                "%s was saved with %s: its edits will differ%s",
+                *(model, ", ".join(changed)),
+                "; add --config official to keep that" if saved | OFFICIAL == saved else "",
+            )
     if gradient_checkpointing:
         backbone.unet.enable_gradient_checkpointing()
     return FramePainter(
@@ -357,4 +374,6 @@ def build_editor(
         augmentation_mean=augmentation_mean,
         augmentation_std=augmentation_std,
         dropout=dropout,
+        model=str(model),
+        trained=saved is not None,
     )

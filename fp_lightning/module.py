@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import Any, Literal
 
 import lightning as L
@@ -15,6 +16,8 @@ from fp_lightning.errors import InputError
 from fp_lightning.metrics import EditMetrics
 from fp_lightning.sampler import Sampling, sample
 from fp_lightning.types import EditBatch
+
+logger = logging.getLogger(__name__)
 
 
 def seeded_generator(*parts: object) -> torch.Generator:
@@ -143,11 +146,21 @@ class FramePainterModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         names = self.trainable_names()
+        data = getattr(self.trainer, "datamodule", None)
+        size, signals = getattr(data, "size", None), getattr(data, "signals", None)
         checkpoint["editor"] = self.editor.settings()
+        checkpoint["origin"] = {
+            "model": self.editor.model,
+            "size": None if size is None else list(size),
+            "signals": None if signals is None else list(signals),
+        }
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises InputError listing what differs when the checkpoint is of another architecture."""
+        """Raises InputError listing what differs when the checkpoint is of another architecture.
+
+        Warns when it was trained on other signals than the data has.
+        """
         now, then = self.editor.settings(), checkpoint.get("editor", {})
         changed = [f"{name} {then[name]} (now {now[name]})" for name in now if name in then and then[name] != now[name]]
         own = {k: tuple(v.shape) for k, v in self.named_parameters() if k in self.trainable_names()}
@@ -171,3 +184,18 @@ class FramePainterModule(L.LightningModule):
             )
         if changed:
             raise InputError(f"the checkpoint was trained with {', '.join(changed)}; set model.editor accordingly")
+        self.editor.trained = True
+        data = getattr(self._trainer, "datamodule", None)
+        known, asked = checkpoint.get("origin", {}).get("signals"), getattr(data, "signals", None)
+        if known and asked and not set(asked) <= set(known):
+            logger.warning(
+                "the checkpoint was trained on %s, the data has %s: what it has not learnt it will not follow",
+                *(", ".join(known), ", ".join(asked)),
+            )
+
+    def on_predict_start(self) -> None:
+        if not self.editor.trained and self.trainer.global_step == 0:
+            logger.warning(
+                "nothing that was trained is loaded, the edits will be noise or the photo; pass --ckpt_path, or a "
+                "saved editor as --model.editor.model"
+            )

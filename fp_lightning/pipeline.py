@@ -35,6 +35,7 @@ class FramePainterPipeline(DiffusionPipeline):
         unet, control_encoder, vae, image_encoder, scheduler: the parts of a `FramePainter`.
         size: (height, width) in pixels at which the network works; inputs are resized to it and back.
         control_frames, control_factor: see `FramePainter`.
+        signals: what it was trained on, of "sketch", "coarse" and "points"; None if that is not known.
     """
 
     model_cpu_offload_seq = "image_encoder->vae->control_encoder->unet->vae"
@@ -49,6 +50,7 @@ class FramePainterPipeline(DiffusionPipeline):
         size: Sequence[int] = (576, 1024),
         control_frames: str = "target",
         control_factor: float = INJECTION_FACTOR,
+        signals: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -58,7 +60,12 @@ class FramePainterPipeline(DiffusionPipeline):
             image_encoder=image_encoder,
             scheduler=scheduler,
         )
-        self.register_to_config(size=list(size), control_frames=control_frames, control_factor=control_factor)
+        self.register_to_config(
+            size=list(size),
+            control_frames=control_frames,
+            control_factor=control_factor,
+            signals=None if signals is None else list(signals),
+        )
 
     @classmethod
     def from_editor(cls, editor: FramePainter, size: tuple[int, int]) -> FramePainterPipeline:

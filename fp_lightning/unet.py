@@ -92,6 +92,13 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
                 attn.processor.to_empty(device=unet.device).to(unet.dtype).copy_from(attn)
         return model.requires_grad_(True)
 
+    def set_match_queries(self, queries: MatchQueries) -> None:
+        """Chooses which frames ask in matching attention; no weight changes."""
+        for attn in spatial_attentions(self).values():
+            if isinstance(attn.processor, MatchingAttnProcessor):
+                attn.processor.queries = queries
+        self.register_to_config(match_queries=queries)
+
     def forward(  # type: ignore[override]
         self,
         sample: Tensor,

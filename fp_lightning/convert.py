@@ -1,0 +1,326 @@
+"""Released weights, Lightning checkpoints and pipeline folders, each from the other.
+
+A pipeline folder is diffusers' format: `FramePainterPipeline.from_pretrained` loads it, and `fit` starts from
+it as `--model.editor.model`. Weights are streamed: no more than one tensor is in memory at a time, apart from
+what the system maps from a checkpoint. Every key and shape is checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from fp_lightning.backbone import SVD, local_folder
+from fp_lightning.control import INJECTION_FACTOR, ControlEncoder
+from fp_lightning.editor import OFFICIAL
+from fp_lightning.errors import InputError
+from fp_lightning.pipeline import FramePainterPipeline
+from fp_lightning.tensorfiles import StoredTensor, open_tensors, open_weights, write_tensors
+from fp_lightning.unet import FramePainterUNet
+
+RELEASED_REPO = "Yabo/FramePainter"
+RELEASED = {
+    "unet": "unet_diffusion_pytorch_model.safetensors",
+    "control_encoder": "encoder_diffusion_pytorch_model.safetensors",
+}
+SVD_SIZE = (576, 1024)
+_BRANCH, _RELEASED_BRANCH = ".attn1.processor.", ".sparse_attention."  # the one difference between the keys
+_STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "control_encoder": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "image_encoder": "model",
+}
+Weights = dict[str, StoredTensor]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written."""
+
+    out: Path
+    tensors: int
+    parameters: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.out}: {self.tensors} tensors, {self.parameters:,} parameters"
+        return "\n".join([text, *self.notes])
+
+
+def convert_released(
+    released: str,
+    out: str | Path,
+    model: str = SVD,
+    variant: str | None = None,
+    dtype: torch.dtype | None = None,
+    size: Sequence[int] = SVD_SIZE,
+) -> Converted:
+    """The released files → a pipeline folder with the `official` settings.
+
+    Args:
+        released: a folder with `unet_diffusion_pytorch_model.safetensors` and
+            `encoder_diffusion_pytorch_model.safetensors`, or the hub id of one.
+        out: the pipeline folder; must not exist, or be empty.
+        model: SVD, for the U-Net's configuration, the VAE, the image encoder and the scheduler: a folder in
+            diffusers' format or a hub id. Its U-Net weights are not read.
+        variant: of SVD's weight files, e.g. "fp16".
+        dtype: of all weights; None keeps what each file has.
+        size: (height, width) in pixels at which the network works.
+
+    Raises:
+        InputError: a file is missing or unreadable, or its keys or shapes are not the network's.
+    """
+    folder = local_folder(released, list(RELEASED.values()), RELEASED_REPO)
+    given = {part: open_tensors(folder / name) for part, name in RELEASED.items()}
+    given["unet"] = {name.replace(_RELEASED_BRANCH, _BRANCH): tensor for name, tensor in given["unet"].items()}
+    return _write_pipeline(Path(out), given, model, variant, dtype, size, {**OFFICIAL, "signals": ["sketch"]}, released)
+
+
+def convert_checkpoint(
+    checkpoint: str | Path,
+    out: str | Path,
+    weights: Literal["auto", "ema", "raw"] = "auto",
+    model: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype | None = None,
+    size: Sequence[int] | None = None,
+) -> Converted:
+    """A Lightning checkpoint → a pipeline folder whose edits are those of `predict`.
+
+    Args:
+        checkpoint: of `fit`. It is read with torch's restricted unpickler, which runs no code of the file.
+        out: the pipeline folder; must not exist, or be empty.
+        weights: "ema", the average that `TrainableEMA` keeps; "raw", the last ones; "auto", the average
+            if there is one, as `predict` does.
+        model, size: as in `convert_released`; by default what the checkpoint was trained on.
+        variant, dtype: see `convert_released`.
+
+    Raises:
+        InputError: the file is no checkpoint of this package, or as in `convert_released`.
+    """
+    state = _read_checkpoint(Path(checkpoint))
+    origin = state.get("origin", {})
+    model, size = model or origin.get("model"), size or origin.get("size")
+    if model is None or size is None:
+        raise InputError(
+            f"{checkpoint} does not say its {'model' if model is None else 'size'}; "
+            f"pass {'--model FOLDER' if model is None else '--size HEIGHT WIDTH'}"
+        )
+    average = state.get("callbacks", {}).get("TrainableEMA", {}).get("average")
+    if weights == "ema" and not average:
+        raise InputError(f"{checkpoint} keeps no averaged weights; train with callbacks.TrainableEMA, or use raw")
+    chosen = state["state_dict"] if weights == "raw" or not average else average
+    given: dict[str, Weights] = {part: {} for part in RELEASED}
+    for name, tensor in chosen.items():
+        owner, part, key = (*name.split(".", 2), "", "")[:3]
+        if owner != "editor" or part not in given:
+            raise InputError(f"{checkpoint} holds {name}, which is no weight of an editor; convert what `fit` wrote")
+        given[part][key] = StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.clone)
+    note = (
+        f"weights: {'raw' if chosen is not average else 'average (EMA)'}, after {state.get('global_step', '?')} steps"
+    )
+    signals = {"signals": list(origin["signals"])} if origin.get("signals") else {}
+    written = _write_pipeline(
+        Path(out), given, model, variant, dtype, size, {**state["editor"], **signals}, str(checkpoint)
+    )
+    return Converted(written.out, written.tensors, written.parameters, (note, *written.notes))
+
+
+def convert_pipeline(pipeline: str, out: str | Path, dtype: torch.dtype | None = None) -> Converted:
+    """A pipeline folder → the released file names and keys, for the released code.
+
+    Args:
+        pipeline: a folder that `FramePainterPipeline` loads, or a hub id.
+        out: folder for the two files; must not exist, or be empty.
+        dtype: of all weights; None keeps what each file has. The released ones are float16.
+
+    Raises:
+        InputError: the folder is no pipeline, has no matching attention, or is damaged.
+    """
+    folder = local_folder(pipeline, ["model_index.json", "unet/*", "control_encoder/*"])
+    index = read_index(folder)
+    config = _read_json(folder / "unet" / "config.json")
+    if config.get("attention") != "matching":
+        raise InputError(f"{pipeline} has {config.get('attention')} attention, which the released files cannot hold")
+    with torch.device("meta"):
+        unet = FramePainterUNet.from_config(config)
+        control = ControlEncoder.from_config(_read_json(folder / "control_encoder" / "config.json"))
+    given = {part: open_weights(folder / part, _STEMS[part]) for part in RELEASED}
+    check_weights({"unet": unet, "control_encoder": control}, given, pipeline)
+    given["unet"] = {name.replace(_BRANCH, _RELEASED_BRANCH): tensor for name, tensor in given["unet"].items()}
+    with _folder_beside(Path(out)) as partial:
+        for part, name in RELEASED.items():
+            write_tensors(partial / name, given[part], dtype)
+    own = {"match_queries": config.get("match_queries"), **{k: index.get(k) for k in OFFICIAL if k in index}}
+    differing = [f"{name} {value}" for name, value in own.items() if OFFICIAL[name] != value]
+    notes = (f"note: the released code runs {OFFICIAL}; this was trained with {', '.join(differing)}",)
+    return _converted(Path(out), given, notes if differing else ())
+
+
+def check_weights(parts: Mapping[str, nn.Module], given: Mapping[str, Weights], where: str) -> None:
+    """Holds stored weights against networks (of any device, meta too) by name and shape.
+
+    Raises:
+        InputError: they differ. Its first line says how many are missing, unexpected and misshapen and
+            names the first of each; `details` lists all.
+    """
+    summary, details = [], []
+    for part, network in parts.items():
+        wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        found = {name: tensor.shape for name, tensor in given[part].items()}
+        both = wanted.keys() & found.keys()
+        kinds = {
+            "missing": [f"{name} {wanted[name]}" for name in sorted(wanted.keys() - found.keys())],
+            "unexpected": [f"{name} {found[name]}" for name in sorted(found.keys() - wanted.keys())],
+            "misshapen": [f"{n} {found[n]} instead of {wanted[n]}" for n in sorted(both) if found[n] != wanted[n]],
+        }
+        for kind, names in kinds.items():
+            if names:
+                summary.append(f"{len(names)} {kind} in {part} (first: {names[0]})")
+                details += [f"{part}: {kind} {name}" for name in names]
+    if details:
+        raise WeightsError(f"{where} does not fit the network: {', '.join(summary)}; nothing was written", details)
+
+
+class WeightsError(InputError):
+    """Stored weights that are not the network's; `details` has a line for every tensor."""
+
+    def __init__(self, message: str, details: list[str]) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The pipeline's own settings.
+
+    Raises:
+        InputError: the folder is no FramePainter pipeline.
+    """
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is no pipeline folder, it has no model_index.json; `convert` writes one")
+    index = _read_json(path)
+    if index.get("_class_name") != FramePainterPipeline.__name__:
+        raise InputError(f"{folder} is a {index.get('_class_name')}, not a {FramePainterPipeline.__name__}")
+    return index
+
+
+def _write_pipeline(
+    out: Path,
+    given: dict[str, Weights],
+    model: str,
+    variant: str | None,
+    dtype: torch.dtype | None,
+    size: Sequence[int],
+    settings: dict[str, Any],
+    where: str,
+) -> Converted:
+    """Checks all, then writes a pipeline folder at once."""
+    patterns = ["unet/config.json", "control_encoder/config.json", "vae/*", "image_encoder/*", "scheduler/*"]
+    svd = local_folder(model, patterns)
+    attention = {name: settings.pop(name) for name in ("attention", "match_queries") if name in settings}
+    with torch.device("meta"):
+        config = dict(UNetSpatioTemporalConditionModel.load_config(_config(svd, "unet").parent))
+        unet = FramePainterUNet.from_config({**config, **attention})
+        vae = AutoencoderKLTemporalDecoder.from_config(
+            AutoencoderKLTemporalDecoder.load_config(_config(svd, "vae").parent)
+        )
+        image_encoder = CLIPVisionModelWithProjection(
+            CLIPVisionConfig.from_pretrained(_config(svd, "image_encoder").parent)
+        )
+        if (svd / "control_encoder" / "config.json").is_file():
+            control = ControlEncoder.from_config(ControlEncoder.load_config(svd / "control_encoder"))
+        else:
+            control = ControlEncoder(out_channels=unet.config.block_out_channels[0])
+    scheduler = EulerDiscreteScheduler.from_pretrained(_config(svd, "scheduler", "scheduler_config.json").parent)
+    settings = {"control_factor": INJECTION_FACTOR, **settings}
+    pipe = FramePainterPipeline(unet, control, vae, image_encoder, scheduler, size=size, **settings)
+    pipe.editor.check_size((size[0], size[1]))
+    given = dict(given)
+    for part in ("vae", "image_encoder"):
+        given[part] = open_weights(svd / part, _STEMS[part], variant)
+    _drop_position_ids(given["image_encoder"])
+    networks = {"unet": unet, "control_encoder": control}
+    check_weights(networks, given, where)
+    check_weights({"vae": vae, "image_encoder": image_encoder}, given, str(model))
+    with _folder_beside(out) as partial:
+        pipe.save_config(partial)
+        for part, stem in _STEMS.items():
+            network = getattr(pipe, part)
+            (partial / part).mkdir()
+            if part == "image_encoder":
+                network.config.save_pretrained(partial / part)
+            else:
+                network.save_config(partial / part)
+            write_tensors(partial / part / f"{stem}.safetensors", given[part], dtype)
+        scheduler.save_pretrained(partial / "scheduler")
+    return _converted(out, given, ())
+
+
+def _converted(out: Path, given: Mapping[str, Weights], notes: tuple[str, ...]) -> Converted:
+    shapes = [tensor.shape for weights in given.values() for tensor in weights.values()]
+    return Converted(out, len(shapes), sum(torch.Size(shape).numel() for shape in shapes), notes)
+
+
+def _drop_position_ids(weights: Weights) -> None:
+    """Older files of CLIP keep a counter that the network no longer has among its weights."""
+    weights.pop("vision_model.embeddings.position_ids", None)
+
+
+def _config(folder: Path, part: str, name: str = "config.json") -> Path:
+    path = folder / part / name
+    if not path.is_file():
+        raise InputError(f"no {name} in {folder / part}; pass SVD in diffusers' format as --model")
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}); the folder is not complete") from error
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path}; a run keeps its own in checkpoints/last.ckpt and best.ckpt")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(f"{path} cannot be read as a checkpoint, whole and of tensors only ({reason})") from error
+    if not isinstance(state, dict) or not {"state_dict", "editor"} <= state.keys():
+        raise InputError(f"{path} is no checkpoint of an editor; convert what `fit` wrote")
+    return state
+
+
+@contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `out` when the block ends without an error."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists; choose another name, or remove it first")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir()
+        yield partial
+        if out.is_dir():
+            out.rmdir()
+        os.replace(partial, out)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
