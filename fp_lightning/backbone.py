@@ -123,10 +123,11 @@ def saved_settings(model: str) -> dict[str, Any] | None:
     return own | {name: index[name] for name in ("control_frames", "control_factor")}
 
 
-def local_folder(model: str, patterns: Sequence[str], example: str = SVD) -> Path:
+def local_folder(model: str, patterns: Sequence[str], example: str = SVD, **kwargs: Any) -> Path:
     """The folder that `model` names, or a hub repository's files that match `patterns`, in the hub cache.
 
-    An error names `example` as what could be downloaded instead of a folder that does not exist.
+    An error names `example` as what could be downloaded instead of a folder that does not exist. `kwargs` are
+    those of `snapshot_download`.
 
     Raises:
         InputError: there is no such folder, and the hub does not give it.
@@ -136,7 +137,7 @@ def local_folder(model: str, patterns: Sequence[str], example: str = SVD) -> Pat
     if Path(model).is_dir():
         return Path(model)
     try:
-        return Path(snapshot_download(model, allow_patterns=list(patterns)))
+        return Path(snapshot_download(model, allow_patterns=list(patterns), **kwargs))
     except Exception as error:  # the hub raises many kinds
         raise InputError(_explain(model, "model", None, error, example)) from error
 

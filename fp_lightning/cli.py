@@ -182,6 +182,7 @@ def _convert(arguments: list[str]) -> None:
     import torch
 
     from fp_lightning import convert
+    from fp_lightning.tensorfiles import WeightsError
 
     kind, given, out = (options.pop(name) for name in ("kind", "given", "out"))
     dtype = options.pop("dtype")
@@ -192,7 +193,7 @@ def _convert(arguments: list[str]) -> None:
     }
     try:
         print(functions[kind](given, out, **options, dtype=getattr(torch, dtype) if dtype else None))
-    except convert.WeightsError as error:
+    except WeightsError as error:
         print("\n".join(error.details), file=sys.stderr)
         raise
 

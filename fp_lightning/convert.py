@@ -7,7 +7,6 @@ what the system maps from a checkpoint. Every key and shape is checked before an
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
@@ -18,16 +17,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
-from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from diffusers import EulerDiscreteScheduler
 
 from fp_lightning.backbone import SVD, local_folder
 from fp_lightning.control import INJECTION_FACTOR, ControlEncoder
 from fp_lightning.editor import OFFICIAL
 from fp_lightning.errors import InputError
+from fp_lightning.folders import STEMS, empty_networks, open_part, read_index, read_json
 from fp_lightning.pipeline import FramePainterPipeline
-from fp_lightning.tensorfiles import StoredTensor, open_tensors, open_weights, write_tensors
+from fp_lightning.tensorfiles import StoredTensor, check_weights, open_tensors, write_tensors
 from fp_lightning.unet import FramePainterUNet
 
 RELEASED_REPO = "Yabo/FramePainter"
@@ -37,12 +35,6 @@ RELEASED = {
 }
 SVD_SIZE = (576, 1024)
 _BRANCH, _RELEASED_BRANCH = ".attn1.processor.", ".sparse_attention."  # the one difference between the keys
-_STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "control_encoder": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "image_encoder": "model",
-}
 Weights = dict[str, StoredTensor]
 
 
@@ -152,14 +144,16 @@ def convert_pipeline(pipeline: str, out: str | Path, dtype: torch.dtype | None =
     """
     folder = local_folder(pipeline, ["model_index.json", "unet/*", "control_encoder/*"])
     index = read_index(folder)
-    config = _read_json(folder / "unet" / "config.json")
+    config = read_json(folder / "unet" / "config.json")
     if config.get("attention") != "matching":
         raise InputError(f"{pipeline} has {config.get('attention')} attention, which the released files cannot hold")
     with torch.device("meta"):
-        unet = FramePainterUNet.from_config(config)
-        control = ControlEncoder.from_config(_read_json(folder / "control_encoder" / "config.json"))
-    given = {part: open_weights(folder / part, _STEMS[part]) for part in RELEASED}
-    check_weights({"unet": unet, "control_encoder": control}, given, pipeline)
+        networks = {
+            "unet": FramePainterUNet.from_config(config),
+            "control_encoder": ControlEncoder.from_config(read_json(folder / "control_encoder" / "config.json")),
+        }
+    given = {part: open_part(folder, part) for part in RELEASED}
+    check_weights(networks, given, pipeline)
     given["unet"] = {name.replace(_BRANCH, _RELEASED_BRANCH): tensor for name, tensor in given["unet"].items()}
     with _folder_beside(Path(out)) as partial:
         for part, name in RELEASED.items():
@@ -168,54 +162,6 @@ def convert_pipeline(pipeline: str, out: str | Path, dtype: torch.dtype | None =
     differing = [f"{name} {value}" for name, value in own.items() if OFFICIAL[name] != value]
     notes = (f"note: the released code runs {OFFICIAL}; this was trained with {', '.join(differing)}",)
     return _converted(Path(out), given, notes if differing else ())
-
-
-def check_weights(parts: Mapping[str, nn.Module], given: Mapping[str, Weights], where: str) -> None:
-    """Holds stored weights against networks (of any device, meta too) by name and shape.
-
-    Raises:
-        InputError: they differ. Its first line says how many are missing, unexpected and misshapen and
-            names the first of each; `details` lists all.
-    """
-    summary, details = [], []
-    for part, network in parts.items():
-        wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-        found = {name: tensor.shape for name, tensor in given[part].items()}
-        both = wanted.keys() & found.keys()
-        kinds = {
-            "missing": [f"{name} {wanted[name]}" for name in sorted(wanted.keys() - found.keys())],
-            "unexpected": [f"{name} {found[name]}" for name in sorted(found.keys() - wanted.keys())],
-            "misshapen": [f"{n} {found[n]} instead of {wanted[n]}" for n in sorted(both) if found[n] != wanted[n]],
-        }
-        for kind, names in kinds.items():
-            if names:
-                summary.append(f"{len(names)} {kind} in {part} (first: {names[0]})")
-                details += [f"{part}: {kind} {name}" for name in names]
-    if details:
-        raise WeightsError(f"{where} does not fit the network: {', '.join(summary)}; nothing was written", details)
-
-
-class WeightsError(InputError):
-    """Stored weights that are not the network's; `details` has a line for every tensor."""
-
-    def __init__(self, message: str, details: list[str]) -> None:
-        super().__init__(message)
-        self.details = details
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """The pipeline's own settings.
-
-    Raises:
-        InputError: the folder is no FramePainter pipeline.
-    """
-    path = folder / "model_index.json"
-    if not path.is_file():
-        raise InputError(f"{folder} is no pipeline folder, it has no model_index.json; `convert` writes one")
-    index = _read_json(path)
-    if index.get("_class_name") != FramePainterPipeline.__name__:
-        raise InputError(f"{folder} is a {index.get('_class_name')}, not a {FramePainterPipeline.__name__}")
-    return index
 
 
 def _write_pipeline(
@@ -231,34 +177,22 @@ def _write_pipeline(
     """Checks all, then writes a pipeline folder at once."""
     patterns = ["unet/config.json", "control_encoder/config.json", "vae/*", "image_encoder/*", "scheduler/*"]
     svd = local_folder(model, patterns)
-    attention = {name: settings.pop(name) for name in ("attention", "match_queries") if name in settings}
-    with torch.device("meta"):
-        config = dict(UNetSpatioTemporalConditionModel.load_config(_config(svd, "unet").parent))
-        unet = FramePainterUNet.from_config({**config, **attention})
-        vae = AutoencoderKLTemporalDecoder.from_config(
-            AutoencoderKLTemporalDecoder.load_config(_config(svd, "vae").parent)
-        )
-        image_encoder = CLIPVisionModelWithProjection(
-            CLIPVisionConfig.from_pretrained(_config(svd, "image_encoder").parent)
-        )
-        if (svd / "control_encoder" / "config.json").is_file():
-            control = ControlEncoder.from_config(ControlEncoder.load_config(svd / "control_encoder"))
-        else:
-            control = ControlEncoder(out_channels=unet.config.block_out_channels[0])
-    scheduler = EulerDiscreteScheduler.from_pretrained(_config(svd, "scheduler", "scheduler_config.json").parent)
+    attention: dict[str, Any] = {
+        name: settings.pop(name) for name in ("attention", "match_queries") if name in settings
+    }
+    networks: dict[str, Any] = dict(empty_networks(svd, attention))
+    scheduler = EulerDiscreteScheduler.from_config(read_json(svd / "scheduler" / "scheduler_config.json"))
     settings = {"control_factor": INJECTION_FACTOR, **settings}
-    pipe = FramePainterPipeline(unet, control, vae, image_encoder, scheduler, size=size, **settings)
+    pipe = FramePainterPipeline(**networks, scheduler=scheduler, size=size, **settings)
     pipe.editor.check_size((size[0], size[1]))
-    given = dict(given)
-    for part in ("vae", "image_encoder"):
-        given[part] = open_weights(svd / part, _STEMS[part], variant)
-    _drop_position_ids(given["image_encoder"])
-    networks = {"unet": unet, "control_encoder": control}
-    check_weights(networks, given, where)
-    check_weights({"vae": vae, "image_encoder": image_encoder}, given, str(model))
+    frozen = {part: open_part(svd, part, variant) for part in ("vae", "image_encoder")}
+    check_weights({part: networks[part] for part in given}, given, where)
+    check_weights({part: networks[part] for part in frozen}, frozen, str(model))
+    given = {**given, **frozen}
     with _folder_beside(out) as partial:
         pipe.save_config(partial)
-        for part, stem in _STEMS.items():
+        (partial / "README.md").write_text(pipe.model_card(out.name))
+        for part, stem in STEMS.items():
             network = getattr(pipe, part)
             (partial / part).mkdir()
             if part == "image_encoder":
@@ -273,25 +207,6 @@ def _write_pipeline(
 def _converted(out: Path, given: Mapping[str, Weights], notes: tuple[str, ...]) -> Converted:
     shapes = [tensor.shape for weights in given.values() for tensor in weights.values()]
     return Converted(out, len(shapes), sum(torch.Size(shape).numel() for shape in shapes), notes)
-
-
-def _drop_position_ids(weights: Weights) -> None:
-    """Older files of CLIP keep a counter that the network no longer has among its weights."""
-    weights.pop("vision_model.embeddings.position_ids", None)
-
-
-def _config(folder: Path, part: str, name: str = "config.json") -> Path:
-    path = folder / part / name
-    if not path.is_file():
-        raise InputError(f"no {name} in {folder / part}; pass SVD in diffusers' format as --model")
-    return path
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}); the folder is not complete") from error
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

@@ -137,6 +137,7 @@ class FramePainter(nn.Module):
         self.sigma_mean, self.sigma_std = sigma_mean, sigma_std
         self.augmentation_mean, self.augmentation_std = augmentation_mean, augmentation_std
         self.dropout, self.model, self.trained = dropout, model, trained
+        self.vae_slicing = False  # encode and decode one sample at a time: less memory
         for frozen in self.frozen:
             frozen.requires_grad_(False)
         self.train(self.training)
@@ -187,16 +188,20 @@ class FramePainter(nn.Module):
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
         """Images [b, 3, h, w] in [-1, 1] → posterior modes [b, 4, h/8, w/8], not scaled."""
+        dtype = self._vae_dtype
         with torch.autocast(image.device.type, enabled=False):
-            return self.vae.encode(image.to(self._vae_dtype)).latent_dist.mode().float()
+            parts = image.to(dtype).split(1 if self.vae_slicing else len(image))
+            return torch.cat([self.vae.encode(part).latent_dist.mode().float() for part in parts])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents [b, f, 4, h, w] → images [b, f, 3, H, W] in [-1, 1]."""
-        flat = (latents / self.vae.config.scaling_factor).flatten(0, 1)
+        dtype, frames = self._vae_dtype, latents.shape[1]
+        scaled = (latents / self.vae.config.scaling_factor).to(dtype)
         with torch.autocast(latents.device.type, enabled=False):
-            video = self.vae.decode(flat.to(self._vae_dtype), num_frames=latents.shape[1]).sample
-        return video.float().clamp(-1, 1).unflatten(0, latents.shape[:2])
+            parts = scaled.split(1 if self.vae_slicing else len(scaled))
+            videos = [self.vae.decode(part.flatten(0, 1), num_frames=frames).sample.float() for part in parts]
+        return torch.cat(videos).clamp(-1, 1).unflatten(0, latents.shape[:2])
 
     @property
     def _vae_dtype(self) -> torch.dtype:

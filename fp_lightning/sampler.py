@@ -15,7 +15,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.types import EditBatch
 
 Denoise = Callable[[Tensor, Tensor, int], Tensor]  # (x, sigma, step) → the clean latents as seen from x
-Progress = Callable[[int, Tensor], None]  # (step, latents after it)
+Progress = Callable[[int, Tensor], Tensor | None]  # (step, latents after it) → others to go on with, or None
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, progress: Progress | None
         slope = (x - denoise(x, sigma, step)) / sigma
         x = x + slope * (following - sigma)
         if progress is not None:
-            progress(step, x)
+            changed = progress(step, x)
+            x = x if changed is None else changed
     return x
 
 
@@ -70,19 +71,19 @@ def guided(editor: FramePainter, condition: Condition, scale: float, steps: int)
 
 
 @torch.no_grad()
-def sample(
+def sample_latents(
     editor: FramePainter,
     batch: EditBatch,
     settings: Sampling,
     generators: Sequence[torch.Generator],
     progress: Progress | None = None,
 ) -> Tensor:
-    """Edited images [b, 3, h, w] in [-1, 1].
+    """Scaled latents [b, 2, 4, h, w] of the source and of the edit.
 
     Args:
         batch: with source and what the user drew, control, points or both; others are not looked at.
         generators: one a sample, on the CPU; a sample's result depends on its own alone.
-        progress: called after each step with the latents [b, 2, 4, h, w].
+        progress: called after each step with the latents; it may return others.
 
     Raises:
         InputError: height or width does not fit the network.
@@ -100,4 +101,15 @@ def sample(
     shape = (2, editor.unet.config.out_channels, height // stride, width // stride)
     x = normal(shape) * (sigmas[0] ** 2 + 1).sqrt()
     denoise = guided(editor, condition, settings.guidance_scale, settings.num_inference_steps)
-    return editor.decode(euler(denoise, x, sigmas, progress))[:, 1]
+    return euler(denoise, x, sigmas, progress)
+
+
+def sample(
+    editor: FramePainter,
+    batch: EditBatch,
+    settings: Sampling,
+    generators: Sequence[torch.Generator],
+    progress: Progress | None = None,
+) -> Tensor:
+    """Edited images [b, 3, h, w] in [-1, 1]; see `sample_latents`."""
+    return editor.decode(sample_latents(editor, batch, settings, generators, progress))[:, 1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from fp_lightning.errors import InputError
 from fp_lightning.files import written_beside
@@ -106,3 +106,36 @@ def write_tensors(path: Path, tensors: Mapping[str, StoredTensor], dtype: torch.
         for name in order:
             tensor = tensors[name].read().detach().to("cpu", kinds[name]).contiguous()
             handle.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def check_weights(parts: Mapping[str, nn.Module], given: Mapping[str, Mapping[str, StoredTensor]], where: str) -> None:
+    """Holds stored weights against networks (of any device, meta too) by name and shape.
+
+    Raises:
+        InputError: they differ. Its first line says how many are missing, unexpected and misshapen and
+            names the first of each; `details` lists all.
+    """
+    summary, details = [], []
+    for part, network in parts.items():
+        wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        found = {name: tensor.shape for name, tensor in given[part].items()}
+        both = wanted.keys() & found.keys()
+        kinds = {
+            "missing": [f"{name} {wanted[name]}" for name in sorted(wanted.keys() - found.keys())],
+            "unexpected": [f"{name} {found[name]}" for name in sorted(found.keys() - wanted.keys())],
+            "misshapen": [f"{n} {found[n]} instead of {wanted[n]}" for n in sorted(both) if found[n] != wanted[n]],
+        }
+        for kind, names in kinds.items():
+            if names:
+                summary.append(f"{len(names)} {kind} in {part} (first: {names[0]})")
+                details += [f"{part}: {kind} {name}" for name in names]
+    if details:
+        raise WeightsError(f"{where} does not fit the network: {', '.join(summary)}", details)
+
+
+class WeightsError(InputError):
+    """Stored weights that are not the network's; `details` has a line for every tensor."""
+
+    def __init__(self, message: str, details: list[str]) -> None:
+        super().__init__(message)
+        self.details = details

@@ -9,21 +9,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module imports from its own row and those above
-    {"errors", "types", "edm", "files"},
-    {"images", "control", "matching", "points", "shards", "scenes", "signals", "metrics"},
+    {"errors", "types", "edm", "files", "tensorfiles", "model_card"},
+    {"images", "blend", "control", "matching", "points", "shards", "scenes", "signals", "metrics"},
     {"unet", "pairs", "report"},
-    {"backbone", "tiny", "autoencoder"},
+    {"backbone", "folders", "tiny", "autoencoder"},
     {"editor"},
     {"sampler"},
     {"pipeline", "module"},
-    {"bench"},
+    {"bench", "convert"},
     {"cli", "trainer_cli", "quickstart", "__main__", "__init__"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 DATA_ROOMS = {"pairs", "signals", "shards", "scenes"}
 NETWORK = {
     *("control", "matching", "points", "unet", "backbone", "tiny", "autoencoder"),
-    *("editor", "sampler", "pipeline", "module"),
+    *("editor", "sampler", "pipeline", "module", "convert", "folders"),
 }
 
 

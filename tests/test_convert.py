@@ -187,7 +187,7 @@ def test_a_pickle_with_another_name_is_not_opened(released, tiny_folder, tmp_pat
 
 
 def test_folders_that_are_no_pipelines_are_named(tiny_folder, tmp_path):
-    with pytest.raises(InputError, match="has no model_index.json"):
+    with pytest.raises(InputError, match="has no model_index.json; `fp-lightning convert`"):
         convert_pipeline(str(tiny_folder), tmp_path / "out")
     shutil.copytree(tiny_folder, tmp_path / "other")
     (tmp_path / "other" / "model_index.json").write_text(json.dumps({"_class_name": "StableVideoDiffusionPipeline"}))

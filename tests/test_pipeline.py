@@ -7,6 +7,7 @@ from conftest import make_editor
 from PIL import Image
 
 from fp_lightning import pipeline
+from fp_lightning.editor import FramePainter
 from fp_lightning.errors import InputError
 from fp_lightning.images import coarse_image, drags, squeeze, strokes, unsqueeze
 from fp_lightning.pipeline import FramePainterPipeline
@@ -87,11 +88,12 @@ def seen(pipe, monkeypatch) -> list[EditBatch]:
     """The batches that reach the sampler, whose work is skipped."""
     batches: list[EditBatch] = []
 
-    def sample(editor, batch, settings, generators, progress):
+    def sample_latents(editor, batch, settings, generators, progress):
         batches.append(batch)
-        return batch.source
+        return batch.source[:, None].expand(-1, 2, -1, -1, -1)
 
-    monkeypatch.setattr(pipeline, "sample", sample)
+    monkeypatch.setattr(pipeline, "sample_latents", sample_latents)
+    monkeypatch.setattr(FramePainter, "decode", lambda editor, latents: latents)
     return batches
 
 

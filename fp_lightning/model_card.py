@@ -1,0 +1,61 @@
+"""The model card that goes with a saved pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: image-to-image
+tags:
+- image-editing
+- framepainter
+- fp_lightning
+---
+
+# {title}
+
+An interactive image editor: a photo and {drawn} → the edited photo. It is a FramePainter
+([paper](https://arxiv.org/abs/2501.08225)): Stable Video Diffusion with a control encoder and {attention} attention.
+If its weights come from Stable Video Diffusion, the licence of those applies to these.
+
+```python
+import torch
+from PIL import Image
+from fp_lightning import FramePainterPipeline
+
+pipe = FramePainterPipeline.from_pretrained("{title}", torch_dtype=torch.float16)
+pipe.enable_model_cpu_offload()
+edited = pipe(Image.open("photo.jpg"), {call}).images[0]  # at the size of the photo
+```
+
+| setting | value |
+|---|---|
+{rows}
+"""
+_CALLS = {
+    "sketch": 'sketch=Image.open("photo.sketch.png")',
+    "coarse": 'coarse=Image.open("photo.coarse.png")',
+    "points": "points=[[120, 80, 180, 60]]",
+}
+_DRAWN = {"sketch": "a sketch", "coarse": "a coarse cut-and-paste", "points": "dragged points"}
+
+
+def model_card(title: str, settings: Mapping[str, Any], signals: list[str] | None) -> str:
+    """Markdown with the metadata that hubs read.
+
+    Args:
+        title: hub id or folder name.
+        settings: shown as a table; "attention" is named in the text.
+        signals: what the editor was trained on; None if that is not known.
+    """
+    known = signals or list(_DRAWN)
+    rows = {**settings, "trained on": ", ".join(signals) if signals else "not recorded"}
+    return CARD.format(
+        title=title,
+        drawn=" or ".join(_DRAWN[name] for name in known),
+        attention=str(settings["attention"]).replace("_", "-"),
+        call=_CALLS[known[0]],
+        rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+    )
