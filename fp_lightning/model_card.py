@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from fp_lightning import FramePainterPipeline
 
-pipe = FramePainterPipeline.from_pretrained("{title}", torch_dtype=torch.float16)
+pipe = FramePainterPipeline.from_pretrained("{title}", dtype=torch.float16)
 pipe.enable_model_cpu_offload()
 edited = pipe(Image.open("photo.jpg"), {call}).images[0]  # at the size of the photo
 ```

@@ -106,13 +106,14 @@ class FramePainterPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, model: str | os.PathLike, *, torch_dtype: Any = torch.float32, variant: str | None = None, **kwargs: Any
+        cls, model: str | os.PathLike, *, dtype: Any = torch.float32, variant: str | None = None, **kwargs: Any
     ) -> FramePainterPipeline:
         """A saved pipeline; its weights are held against its networks by name and shape before they are loaded.
 
         Args:
             model: a folder that `save_pretrained` or `fp-lightning convert` wrote, or a hub id.
-            torch_dtype: of all parts, whatever the files have; the VAE runs in float32 where it asks for that.
+            dtype: of all parts, whatever the files have; the VAE runs in float32 where it asks for that.
+                `torch_dtype` is its older name.
             variant: of the weight files, e.g. "fp16".
             kwargs: parts that replace the saved ones, and the arguments of `DiffusionPipeline.from_pretrained`.
                 Weights are safetensors; pickles are not opened.
@@ -133,7 +134,7 @@ class FramePainterPipeline(DiffusionPipeline):
         networks = {part: network for part, network in empty_networks(folder).items() if part not in kwargs}
         check_weights(networks, {part: open_part(folder, part, variant) for part in networks}, str(model))
         return super().from_pretrained(
-            str(folder), torch_dtype=torch_dtype, variant=variant, use_safetensors=True, **kwargs
+            str(folder), dtype=kwargs.pop("torch_dtype", dtype), variant=variant, use_safetensors=True, **kwargs
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
