@@ -35,6 +35,7 @@ from fp_lightning.tensorfiles import check_weights
 from fp_lightning.types import EditBatch, to_unit_range
 from fp_lightning.unet import FramePainterUNet
 
+ALIGNMENT = 64  # bytes, that of memory which torch allocates
 OutputType = Literal["pil", "np", "pt", "latent"]
 Layers = Image.Image | list[Image.Image]
 StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -133,9 +134,14 @@ class FramePainterPipeline(DiffusionPipeline):
         read_json(folder / "scheduler" / "scheduler_config.json")
         networks = {part: network for part, network in empty_networks(folder).items() if part not in kwargs}
         check_weights(networks, {part: open_part(folder, part, variant) for part in networks}, str(model))
-        return super().from_pretrained(
+        pipe = super().from_pretrained(
             str(folder), dtype=kwargs.pop("torch_dtype", dtype), variant=variant, use_safetensors=True, **kwargs
         )
+        for part in networks:
+            for weight in getattr(pipe, part).parameters():  # mapped files are not aligned, which changes the last bit
+                if weight.device.type == "cpu" and weight.data_ptr() % ALIGNMENT:
+                    weight.data = weight.data.clone()
+        return pipe
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes a folder in diffusers' format with a model card, README.md, unless there is one.
