@@ -179,7 +179,7 @@ def _explain(folder: str, part: str, variant: str | None, error: Exception, exam
             return f"{part} of the model is not complete: no {' and no '.join(absent)} in {Path(folder) / part}; {get}"
         return f"{part} in {Path(folder) / part} cannot be loaded ({_first_line(error)}); {get}"
     if not on_hub:
-        return f"no model folder {folder}; {get}, or use the model 'tiny'"
+        return f"no model folder {folder}; {get}" + (", or use the model 'tiny'" if example == SVD else "")
     causes = (error, error.__cause__, error.__context__)
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         return f"{folder} is gated: accept its licence on its hub page and run `hf auth login`, then try again"

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import make_editor
 from PIL import Image
+from safetensors.torch import save_file
 
 from fp_lightning import FramePainterModule, build_editor
 from fp_lightning.cli import RECIPES, main, recipe_path
@@ -128,7 +130,8 @@ def test_resume_goes_on_where_the_run_was(run, pairs, tmp_path):
 ONE_CPU = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--trainer.precision", "32"]
 RECIPE_RUNS = {
     "tiny": [*TINY, *SMALL],
-    "svd": ["--config", "svd", "--config", "signals/sketch", *SMALL, *ONE_CPU, "--data.val_fraction", "0.25"],
+    "svd": ["--config", "svd", "--config", "signals/sketch", *SMALL, *ONE_CPU],
+    "official": ["--config", "svd", "--config", "official", "--config", "signals/sketch", *SMALL, *ONE_CPU],
     "tiny_vae": ["--config", "tiny_vae", "--data.batch_size", "2", "--data.val_samples", "2"],
 }
 
@@ -137,8 +140,8 @@ RECIPE_RUNS = {
 def test_recipe_runs_on_tiny_settings(run, name, pairs, tiny_folder, tmp_path):
     arguments = [*RECIPE_RUNS[name], "--trainer.default_root_dir", tmp_path / "run", "--trainer.max_steps", 1]
     arguments += ["--trainer.val_check_interval", 1, "--trainer.accelerator", "cpu", "--data.num_workers", 0]
-    if name == "svd":
-        arguments += ["--model.editor.model", tiny_folder]
+    if name in ("svd", "official"):
+        arguments += ["--model.editor.model", tiny_folder, "--data.val_fraction", "0.25"]
     if name != "tiny_vae":
         arguments += ["--data.pairs", pairs]
     status, _, err = run("fit", *arguments)
@@ -161,6 +164,37 @@ def test_every_signal_validates_and_predicts(run, name, pairs, tmp_path):
     assert json.loads((folder / "metrics.json").read_text())["n"] > 0
     assert run("predict", *common, "--data.inputs", inputs, *checkpoint)[0] == 0
     assert Image.open(folder / "predictions" / "photo.png").size == (70, 50)
+
+
+def test_released_weights_edit_on_the_command_line(run, tiny_folder, tmp_path, caplog):
+    released, inputs = tmp_path / "released", tmp_path / "photos"
+    released.mkdir()
+    inputs.mkdir()
+    editor = make_editor(match_queries="both")
+    unet = {k.replace(".attn1.processor.", ".sparse_attention."): v for k, v in editor.unet.state_dict().items()}
+    save_file(unet, released / "unet_diffusion_pytorch_model.safetensors")
+    save_file(editor.control_encoder.state_dict(), released / "encoder_diffusion_pytorch_model.safetensors")
+    Image.new("RGB", (70, 50), "grey").save(inputs / "photo.png")
+    Image.new("L", (70, 50)).save(inputs / "photo.sketch.png")
+    convert = ["convert", "released", released, tmp_path / "pipe", "--model", tiny_folder, "--size", 64, 64]
+    status, out, err = run(*convert)
+    assert status == 0 and "tensors" in out, err
+    assert "choose another name" in one_line_of(run(*convert)[2])
+    common = ["--config", "svd", "--config", "official", "--config", "signals/sketch", *SMALL, *ONE_CPU]
+    common += ["--trainer.accelerator", "cpu", "--data.num_workers", 0, "--trainer.default_root_dir", tmp_path / "run"]
+    status, out, err = run("predict", *common, "--model.editor.model", tmp_path / "pipe", "--data.inputs", inputs)
+    assert status == 0, err
+    assert Image.open(tmp_path / "run" / "predictions" / "photo.png").size == (70, 50)
+    assert "nothing that was trained" not in caplog.text and "was saved with" not in caplog.text
+    status, out, err = run("convert", "pipeline", tmp_path / "pipe", tmp_path / "back")
+    assert status == 0 and len(list((tmp_path / "back").iterdir())) == 2, err
+
+
+def test_predict_without_anything_trained_says_so(run, tmp_path, caplog):
+    Image.new("RGB", (70, 50), "grey").save(tmp_path / "photo.png")
+    Image.new("L", (70, 50)).save(tmp_path / "photo.sketch.png")
+    run("predict", *TINY, *SMALL, "--data.inputs", tmp_path, "--trainer.default_root_dir", tmp_path)
+    assert "nothing that was trained is loaded" in caplog.text
 
 
 def test_every_recipe_is_run_above():
