@@ -183,7 +183,7 @@ def _write_pipeline(
     networks: dict[str, Any] = dict(empty_networks(svd, attention))
     scheduler = EulerDiscreteScheduler.from_config(read_json(svd / "scheduler" / "scheduler_config.json"))
     settings = {"control_factor": INJECTION_FACTOR, **settings}
-    pipe = FramePainterPipeline(**networks, scheduler=scheduler, size=size, **settings)
+    pipe = FramePainterPipeline(**networks, scheduler=scheduler, size=list(size), **settings)
     pipe.editor.check_size((size[0], size[1]))
     frozen = {part: open_part(svd, part, variant) for part in ("vae", "image_encoder")}
     check_weights({part: networks[part] for part in given}, given, where)

@@ -69,7 +69,7 @@ class FramePainterPipeline(DiffusionPipeline):
         vae: AutoencoderKLTemporalDecoder,
         image_encoder: CLIPVisionModelWithProjection,
         scheduler: EulerDiscreteScheduler,
-        size: Sequence[int] = (576, 1024),
+        size: tuple[int, int] | list[int] = (576, 1024),
         control_frames: str = "target",
         control_factor: float = INJECTION_FACTOR,
         signals: Sequence[str] | None = None,
