@@ -25,6 +25,7 @@ from fp_lightning.editor import OFFICIAL
 from fp_lightning.errors import InputError
 from fp_lightning.folders import STEMS, empty_networks, open_part, read_index, read_json
 from fp_lightning.pipeline import FramePainterPipeline
+from fp_lightning.specialise import idle_weights
 from fp_lightning.tensorfiles import StoredTensor, check_weights, open_tensors, write_tensors
 from fp_lightning.unet import FramePainterUNet
 
@@ -126,7 +127,7 @@ def convert_checkpoint(
     )
     signals = {"signals": list(origin["signals"])} if origin.get("signals") else {}
     written = _write_pipeline(
-        Path(out), given, model, variant, dtype, size, {**state["editor"], **signals}, str(checkpoint)
+        Path(out), given, model, variant, dtype, size, {**state["editor"], **signals}, str(checkpoint), idle=True
     )
     return Converted(written.out, written.tensors, written.parameters, (note, *written.notes))
 
@@ -173,8 +174,9 @@ def _write_pipeline(
     size: Sequence[int],
     settings: dict[str, Any],
     where: str,
+    idle: bool = False,
 ) -> Converted:
-    """Checks all, then writes a pipeline folder at once."""
+    """Checks all, then writes a pipeline folder at once; `idle` writes `idle_weights`, which do not train, as zeros."""
     patterns = ["unet/config.json", "control_encoder/config.json", "vae/*", "image_encoder/*", "scheduler/*"]
     svd = local_folder(model, patterns)
     attention: dict[str, Any] = {
@@ -185,6 +187,9 @@ def _write_pipeline(
     settings = {"control_factor": INJECTION_FACTOR, **settings}
     pipe = FramePainterPipeline(**networks, scheduler=scheduler, size=list(size), **settings)
     pipe.editor.check_size((size[0], size[1]))
+    if idle:
+        zeros = {name: torch.zeros(p.shape) for name, p in idle_weights(pipe.unet).items()}
+        given["unet"] = {name: StoredTensor(t.shape, t.dtype, t.clone) for name, t in zeros.items()} | given["unet"]
     frozen = {part: open_part(svd, part, variant) for part in ("vae", "image_encoder")}
     check_weights({part: networks[part] for part in given}, given, where)
     check_weights({part: networks[part] for part in frozen}, frozen, str(model))

@@ -18,6 +18,7 @@ from fp_lightning.control import INJECTION_FACTOR, ControlEncoder
 from fp_lightning.errors import InputError
 from fp_lightning.matching import AttentionKind, Correspondence, MatchQueries
 from fp_lightning.points import DragPoints
+from fp_lightning.specialise import specialise
 from fp_lightning.types import EditBatch
 from fp_lightning.unet import FramePainterUNet
 
@@ -130,6 +131,7 @@ class FramePainter(nn.Module):
         if control_frames not in ("target", "both"):
             raise InputError(f"control_frames must be target or both, got {control_frames!r}")
         self.unet, self.control_encoder, self.vae, self.image_encoder = unet, control_encoder, vae, image_encoder
+        specialise(vae.decoder)
         self.sigma_range = (scheduler.config.sigma_min, scheduler.config.sigma_max)
         self.scheduler = scheduler
         self.control_frames, self.control_factor = control_frames, control_factor

@@ -20,13 +20,15 @@ from fp_lightning.matching import (
     spatial_attentions,
 )
 from fp_lightning.points import DragPoints, copy_tokens
+from fp_lightning.specialise import specialise
 
 
 class FramePainterUNet(UNetSpatioTemporalConditionModel):
     """`UNetSpatioTemporalConditionModel` for two frames, the source image and its edit.
 
-    Without arguments it is SVD's network with the paper's matching attention. Saved and loaded by
-    diffusers like any model; its keys are SVD's own, and `*.attn1.processor.*` for the branch.
+    Without arguments it is SVD's network with the paper's matching attention and the shortcuts of
+    `specialise`, which `generalise` takes out. Saved and loaded by diffusers like any model; its keys
+    are SVD's own, and `*.attn1.processor.*` for the branch.
 
     Args:
         attention: "matching", "cross_frame" or "temporal", see `install_attention`.
@@ -69,6 +71,7 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
             num_frames=num_frames,
         )
         install_attention(self, attention, match_queries)
+        specialise(self)
         self._control: tuple[Tensor, Tensor] | None = None
         self._points: DragPoints | None = None
         self.down_blocks[0].register_forward_hook(self._inject)
@@ -90,7 +93,7 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
         for attn in spatial_attentions(model).values():
             if isinstance(attn.processor, MatchingAttnProcessor):
                 attn.processor.to_empty(device=unet.device).to(unet.dtype).copy_from(attn)
-        return model.requires_grad_(True)
+        return specialise(model.requires_grad_(True))
 
     def set_match_queries(self, queries: MatchQueries) -> None:
         """Chooses which frames ask in matching attention; no weight changes."""

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module imports from its own row and those above
     {"errors", "types", "edm", "files", "tensorfiles", "model_card"},
-    {"images", "blend", "control", "matching", "points", "shards", "scenes", "signals", "metrics"},
+    {"images", "blend", "control", "matching", "points", "specialise", "shards", "scenes", "signals", "metrics"},
     {"unet", "pairs", "report"},
     {"backbone", "folders", "tiny", "autoencoder"},
     {"editor"},
@@ -22,7 +22,7 @@ LAYERS = [  # a module imports from its own row and those above
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 DATA_ROOMS = {"pairs", "signals", "shards", "scenes"}
 NETWORK = {
-    *("control", "matching", "points", "unet", "backbone", "tiny", "autoencoder"),
+    *("control", "matching", "points", "specialise", "unet", "backbone", "tiny", "autoencoder"),
     *("editor", "sampler", "pipeline", "module", "convert", "folders"),
 }
 
