@@ -17,6 +17,7 @@ from fp_lightning.backbone import SVD, load_backbone, saved_settings
 from fp_lightning.control import INJECTION_FACTOR, ControlEncoder
 from fp_lightning.errors import InputError
 from fp_lightning.matching import AttentionKind, Correspondence, MatchQueries
+from fp_lightning.matching_loss import FORMS, MatchingForm
 from fp_lightning.points import DragPoints
 from fp_lightning.specialise import specialise
 from fp_lightning.types import EditBatch
@@ -28,6 +29,11 @@ OFFICIAL = {"match_queries": "both", "control_frames": "both", "control_factor":
 _SPOT = 8  # pixels: the smallest image that the control encoder can halve three times
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def uploaded(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on `device`; a GPU does not keep the host waiting for it."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class Condition:
 class Losses:
     total: Tensor  # Eq. 8: diffusion + matching_weight · matching
     diffusion: Tensor  # Eq. 1 in EDM form
-    matching: Tensor  # Eq. 7, mean over visible rows, heads and layers
+    matching: Tensor  # Eq. 7 or its cross-entropy form, mean over visible rows, heads and layers
 
 
 class FramePainter(nn.Module):
@@ -96,6 +102,7 @@ class FramePainter(nn.Module):
             dense control images.
         reconstruct_source: also denoise the source frame (paper, Table 4).
         matching_weight: λ of Eq. 8.
+        matching_loss: "squared" (Eq. 7) or "cross_entropy", see `fp_lightning.matching_loss`.
         sigma_mean, sigma_std: training noise levels are log-normal with these.
         augmentation_mean, augmentation_std: so is the noise on the conditioning image.
         model: what the parts were loaded from; checkpoints remember it.
@@ -117,6 +124,7 @@ class FramePainter(nn.Module):
         control_factor: float = INJECTION_FACTOR,
         reconstruct_source: bool = True,
         matching_weight: float = 1.0,
+        matching_loss: MatchingForm = "squared",
         sigma_mean: float = 0.7,
         sigma_std: float = 1.6,
         augmentation_mean: float = -3.0,
@@ -130,12 +138,15 @@ class FramePainter(nn.Module):
             raise InputError(f"dropout must be between 0 and 1/3, got {dropout}")
         if control_frames not in ("target", "both"):
             raise InputError(f"control_frames must be target or both, got {control_frames!r}")
+        if matching_loss not in FORMS:
+            raise InputError(f"matching_loss must be {' or '.join(FORMS)}, got {matching_loss!r}")
         self.unet, self.control_encoder, self.vae, self.image_encoder = unet, control_encoder, vae, image_encoder
         specialise(vae.decoder)
         self.sigma_range = (scheduler.config.sigma_min, scheduler.config.sigma_max)
         self.scheduler = scheduler
         self.control_frames, self.control_factor = control_frames, control_factor
-        self.reconstruct_source, self.matching_weight = reconstruct_source, matching_weight
+        self.reconstruct_source = reconstruct_source
+        self.matching_weight, self.matching_loss = matching_weight, matching_loss
         self.sigma_mean, self.sigma_std = sigma_mean, sigma_std
         self.augmentation_mean, self.augmentation_std = augmentation_mean, augmentation_std
         self.dropout, self.model, self.trained = dropout, model, trained
@@ -218,7 +229,7 @@ class FramePainter(nn.Module):
         side = self.image_encoder.config.image_size
         with torch.autocast(source.device.type, enabled=False):
             image = (_resize_with_antialiasing(source.float(), (side, side)) + 1) / 2
-        mean, std = (image.new_tensor(v)[:, None, None] for v in (_CLIP_MEAN, _CLIP_STD))
+        mean, std = (uploaded(torch.tensor(v), image.device)[:, None, None] for v in (_CLIP_MEAN, _CLIP_STD))
         pixels = ((image - mean) / std).to(self.image_encoder.dtype)
         return self.image_encoder(pixels).image_embeds[:, None].float()
 
@@ -233,7 +244,7 @@ class FramePainter(nn.Module):
         points, points_valid = batch.points, batch.points_valid
         if points is not None and points_valid is None:
             points_valid = torch.ones(points.shape[:2], dtype=torch.bool, device=device)
-        ids = torch.tensor([FPS_ID, MOTION_BUCKET], device=device).expand(count, 2)
+        ids = uploaded(torch.tensor([FPS_ID, MOTION_BUCKET]), device).expand(count, 2)
         return Condition(
             embedding=self.embed(batch.source),
             image_latents=self.encode(noisy),
@@ -282,6 +293,7 @@ class FramePainter(nn.Module):
             condition.control_scale * condition.control_valid * self.control_factor,
             correspondence,
             points,
+            self.matching_loss,
         )
         return c_skip * x + c_out * output.float(), losses
 
@@ -307,16 +319,16 @@ class FramePainter(nn.Module):
         count, device = len(batch), batch.source.device
 
         def normal(shape: tuple[int, ...]) -> Tensor:
-            return torch.randn(shape, generator=generator).to(device)
+            return uploaded(torch.randn(shape, generator=generator), device)
 
-        augmentation = edm.log_normal((count,), self.augmentation_mean, self.augmentation_std, generator).to(device)
-        condition = self.condition(batch, normal(tuple(batch.source.shape)), augmentation)
-        r, p = torch.rand(count, generator=generator).to(device), self.dropout
+        augmentation = edm.log_normal((count,), self.augmentation_mean, self.augmentation_std, generator)
+        condition = self.condition(batch, normal(tuple(batch.source.shape)), uploaded(augmentation, device))
+        r, p = uploaded(torch.rand(count, generator=generator), device), self.dropout
         condition = condition.dropped(r < 2 * p, (r >= p) & (r < 3 * p), (r >= p) & (r < 2 * p))
 
         images = torch.stack([batch.source, batch.target], 1)
         clean = self.encode(images.flatten(0, 1)).unflatten(0, (count, 2)) * self.vae.config.scaling_factor
-        sigma = edm.log_normal((count,), self.sigma_mean, self.sigma_std, generator).to(device)
+        sigma = uploaded(edm.log_normal((count,), self.sigma_mean, self.sigma_std, generator), device)
         noisy = clean + sigma.view(-1, 1, 1, 1, 1) * normal(tuple(clean.shape))
 
         correspondence = None
@@ -342,6 +354,7 @@ def build_editor(
     control_factor: float = INJECTION_FACTOR,
     reconstruct_source: bool = True,
     matching_weight: float = 1.0,
+    matching_loss: MatchingForm = "squared",
     sigma_mean: float = 0.7,
     sigma_std: float = 1.6,
     augmentation_mean: float = -3.0,
@@ -376,6 +389,7 @@ def build_editor(
         control_factor=control_factor,
         reconstruct_source=reconstruct_source,
         matching_weight=matching_weight,
+        matching_loss=matching_loss,
         sigma_mean=sigma_mean,
         sigma_std=sigma_std,
         augmentation_mean=augmentation_mean,

@@ -1,4 +1,4 @@
-"""Matching attention (paper section 3.2), its loss, and the attention it is compared with.
+"""Matching attention (paper section 3.2) and the attention it is compared with.
 
 Each kind is a diffusers attention processor on the spatial self-attention `attn1` of every
 transformer block. Tokens arrive as [b · f, n, c], two frames a video: the source, then the target.
@@ -15,7 +15,8 @@ from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from fp_lightning.matching_loss import MatchingForm, matching_loss
 
 FRAMES = 2
 AttentionKind = Literal["matching", "cross_frame", "temporal"]
@@ -59,33 +60,9 @@ class MatchingCall:
     """One U-Net call as its processors see it: what to match, and the losses that they leave."""
 
     correspondence: Correspondence | None = None
+    form: MatchingForm = "squared"
     losses: dict[str, Tensor] = field(default_factory=dict)
     open: bool = True  # closed after the forward pass: recomputation for gradient checkpointing leaves no losses
-
-
-def matching_loss(query: Tensor, key: Tensor, source_index: Tensor, rows_at_once: int = 512) -> Tensor:
-    """‖M · (A − C)‖² (Eq. 7), averaged over visible rows and heads; 0 when no row is visible.
-
-    A one-hot row c(i) of C leaves Σ_j A_ij² − 2 A_i,c(i) + 1, so only visible rows are evaluated,
-    `rows_at_once` at a time, and recomputed in the backward pass: memory is O(rows_at_once · n).
-
-    Args:
-        query: [b, heads, n, d] of the target tokens; key: [b, heads, m, d] of the source tokens.
-        source_index: long [b, n], the source token of each target token, or -1.
-    """
-
-    def chunk_sum(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
-        attention = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)  # [heads, r, m]
-        picked = attention.gather(-1, index.expand(attention.shape[0], -1)[..., None])
-        return attention.square().sum() - 2 * picked.sum() + picked.numel()
-
-    total = query.new_zeros((), dtype=torch.float32)
-    with torch.autocast(query.device.type, enabled=False):
-        for q, k, index in zip(query.float(), key.float(), source_index, strict=True):
-            rows = (index >= 0).nonzero()[:, 0]
-            for chunk in rows.split(rows_at_once):
-                total = total + checkpoint(chunk_sum, q[:, chunk], k, index[chunk], use_reentrant=False)
-    return total / ((source_index >= 0).sum() * query.shape[1]).clamp(min=1)
 
 
 class MatchingAttnProcessor(nn.Module):
@@ -131,7 +108,7 @@ class MatchingAttnProcessor(nn.Module):
         key, value = split_heads(self.to_k(source)), split_heads(self.to_v(source))
         if self.call.correspondence is not None:
             index = self.call.correspondence.source_index(source.shape[1])
-            loss = matching_loss(query[:, :, -source.shape[1] :], key, index)
+            loss = matching_loss(query[:, :, -source.shape[1] :], key, index, self.call.form)
             if self.call.open:
                 self.call.losses[self.name] = loss
         matched = F.scaled_dot_product_attention(query, key, value)

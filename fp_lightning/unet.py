@@ -19,6 +19,7 @@ from fp_lightning.matching import (
     install_attention,
     spatial_attentions,
 )
+from fp_lightning.matching_loss import MatchingForm
 from fp_lightning.points import DragPoints, copy_tokens
 from fp_lightning.specialise import specialise
 
@@ -112,6 +113,7 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
         control_scale: Tensor | None = None,
         correspondence: Correspondence | None = None,
         points: DragPoints | None = None,
+        matching_form: MatchingForm = "squared",
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One call of the network F.
 
@@ -125,11 +127,12 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
             correspondence: asks for the matching losses.
             points: copies tokens at the output of every attention block, spatial and temporal attention at
                 one place (16 in SVD).
+            matching_form: of the matching losses, see `matching_loss`.
 
         Returns:
             The output [b, 2, out_channels, h, w], and the matching loss of each layer by name.
         """
-        call = MatchingCall(correspondence)
+        call = MatchingCall(correspondence, matching_form)
         for attn in spatial_attentions(self).values():
             if isinstance(attn.processor, MatchingAttnProcessor):
                 attn.processor.call = call

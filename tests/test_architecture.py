@@ -10,7 +10,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module imports from its own row and those above
     {"errors", "types", "edm", "files", "tensorfiles", "model_card"},
-    {"images", "blend", "control", "matching", "points", "specialise", "shards", "scenes", "signals", "metrics"},
+    {
+        "images",
+        "blend",
+        "control",
+        "matching",
+        "matching_loss",
+        "matching_triton",
+        "points",
+        "specialise",
+        "shards",
+        "scenes",
+        "signals",
+        "metrics",
+    },
     {"unet", "pairs", "report"},
     {"backbone", "folders", "tiny", "autoencoder"},
     {"editor"},
@@ -22,7 +35,18 @@ LAYERS = [  # a module imports from its own row and those above
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 DATA_ROOMS = {"pairs", "signals", "shards", "scenes"}
 NETWORK = {
-    *("control", "matching", "points", "specialise", "unet", "backbone", "tiny", "autoencoder"),
+    *(
+        "control",
+        "matching",
+        "matching_loss",
+        "matching_triton",
+        "points",
+        "specialise",
+        "unet",
+        "backbone",
+        "tiny",
+        "autoencoder",
+    ),
     *("editor", "sampler", "pipeline", "module", "convert", "folders"),
 }
 
