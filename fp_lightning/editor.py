@@ -43,7 +43,7 @@ class Condition:
     embedding: Tensor  # [b, 1, d] image embedding of the source
     image_latents: Tensor  # [b, 4, h, w] unscaled latents of the source with a little noise
     added_time_ids: Tensor  # [b, 3]: fps − 1, motion bucket, noise augmentation
-    control: Tensor | None  # [b, 3, H, W] in [0, 1]
+    control: Tensor | None  # [b, 3, H, W] in [0, 1]; fewer are those of the last samples, the others have none
     control_valid: Tensor  # bool [b]: the sample has a control image
     control_scale: Tensor  # [b] factor of all that the user drew: the control response and the dragged tokens
     points: Tensor | None  # [b, p, 4] as (x_src, y_src, x_tgt, y_tgt) in pixels
@@ -299,12 +299,13 @@ class FramePainter(nn.Module):
 
     def _response(self, control: Tensor, c_noise: Tensor) -> Tensor:
         """The control encoder's response per frame, [b, 1 or 2, c, h, w]."""
-        frames = control[:, None]
+        frames, without = control[:, None], len(c_noise) - len(control)
         if self.control_frames == "both":
             frames = torch.cat([torch.zeros_like(frames), frames], 1)
-        levels = c_noise.repeat_interleave(frames.shape[1])
+        levels = c_noise[without:].repeat_interleave(frames.shape[1])
         response = self.control_encoder(frames.flatten(0, 1).to(self.control_encoder.dtype), levels)
-        return response.unflatten(0, frames.shape[:2])
+        response = response.unflatten(0, frames.shape[:2])
+        return torch.cat([response.new_zeros((without, *response.shape[1:])), response])
 
     def losses(self, batch: EditBatch, generator: torch.Generator | None = None) -> Losses:
         """The training losses of one batch (Eq. 8).

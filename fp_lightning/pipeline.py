@@ -31,6 +31,7 @@ from fp_lightning.images import coarse_image, drags, squeeze, strokes, unsqueeze
 from fp_lightning.model_card import model_card
 from fp_lightning.sampler import Sampling, sample_latents
 from fp_lightning.signals.combine import signal_fields
+from fp_lightning.solvers import SolverName
 from fp_lightning.tensorfiles import check_weights
 from fp_lightning.types import EditBatch, to_unit_range
 from fp_lightning.unet import FramePainterUNet
@@ -232,6 +233,8 @@ class FramePainterPipeline(DiffusionPipeline):
         num_inference_steps: int = 25,
         guidance_scale: float = 3.0,
         control_scale: float = 1.0,
+        solver: SolverName = "euler",
+        guidance_interval: tuple[float, float] | None = None,
         height: int | None = None,
         width: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -250,7 +253,7 @@ class FramePainterPipeline(DiffusionPipeline):
                 strokes are united.
             coarse: the image with parts moved roughly where they shall be, see `coarse_image`.
             points: drags, rows of (x_src, y_src, x_tgt, y_tgt) in pixels of the image, see `drags`.
-            num_inference_steps, guidance_scale, control_scale: see `Sampling`.
+            num_inference_steps, guidance_scale, control_scale, solver, guidance_interval: see `Sampling`.
             height, width: pixels at which the network works, in place of the pipeline's `size`.
             generator: one for all, or one an image; on the CPU. None draws new noise at every call.
             keep_unedited: paste the photo back, to the last bit, where the edit did not change it, with a soft
@@ -286,7 +289,8 @@ class FramePainterPipeline(DiffusionPipeline):
             raise InputError(f"{len(images)} images need as many generators, got {len(generator)}, or a single one")
         if not isinstance(generator, list):
             generator = self._one_each(generator or torch.Generator().manual_seed(torch.seed() >> 1), len(images))
-        editor, settings = self.editor, Sampling(num_inference_steps, guidance_scale, control_scale)
+        editor = self.editor
+        settings = Sampling(num_inference_steps, guidance_scale, control_scale, solver, guidance_interval)
         size = (height or self.config.size[0], width or self.config.size[1])
         editor.check_size(size)
         samples = [

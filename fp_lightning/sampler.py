@@ -1,10 +1,9 @@
-"""Sampling: Euler over a Karras schedule, guidance with inverse-square decay."""
+"""Sampling: a solver over a Karras schedule, guidance with inverse-square decay."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,10 +11,8 @@ from torch import Tensor
 from fp_lightning import edm
 from fp_lightning.editor import NOISE_AUGMENTATION, Condition, FramePainter
 from fp_lightning.errors import InputError
+from fp_lightning.solvers import SOLVERS, Denoise, Progress, SolverName
 from fp_lightning.types import EditBatch
-
-Denoise = Callable[[Tensor, Tensor, int], Tensor]  # (x, sigma, step) → the clean latents as seen from x
-Progress = Callable[[int, Tensor], Tensor | None]  # (step, latents after it) → others to go on with, or None
 
 
 @dataclass(frozen=True)
@@ -23,45 +20,50 @@ class Sampling:
     """How an edit is drawn.
 
     Args:
-        num_inference_steps: Euler steps.
+        num_inference_steps: of the solver.
         guidance_scale: w at the first step; it decays to 1. 1 is no guidance, and half the work.
         control_scale: strength of the control image and of the drag points.
+        solver: "euler" (paper), "dpmpp_2m", or "heun", which evaluates the network twice a step.
+        guidance_interval: (least, greatest) noise level σ that is guided (Kynkäänniemi et al. 2024, arXiv
+            2404.07724); outside of it w is 1, and the work half. None guides all.
     """
 
     num_inference_steps: int = 25
     guidance_scale: float = 3.0
     control_scale: float = 1.0
+    solver: SolverName = "euler"
+    guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise InputError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
+        interval = self.guidance_interval
+        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] <= interval[1]):
+            raise InputError(f"guidance_interval must be two noise levels, 0 ≤ least ≤ greatest, got {interval}")
         if self.num_inference_steps < 1:
             raise InputError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
 
 
-def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, progress: Progress | None = None) -> Tensor:
-    """Integrates dx/dσ = (x − D(x; σ)) / σ along `sigmas` [n + 1] (Karras et al. 2022, Algorithm 1, first order)."""
-    for step, (sigma, following) in enumerate(pairwise(sigmas)):
-        slope = (x - denoise(x, sigma, step)) / sigma
-        x = x + slope * (following - sigma)
-        if progress is not None:
-            changed = progress(step, x)
-            x = x if changed is None else changed
-    return x
+def guidance_weights(scale: float, sigmas: Sequence[float], interval: tuple[float, float] | None = None) -> list[float]:
+    """w at each of N noise levels, (w − 1)(1 − i/N)² + 1: the released model's decay, the same for both frames.
 
-
-def guidance_weight(scale: float, step: int, steps: int) -> float:
-    """(w − 1)(1 − i/N)² + 1: the released model's decay, the same for both frames."""
-    return (scale - 1) * (1 - step / steps) ** 2 + 1
-
-
-def guided(editor: FramePainter, condition: Condition, scale: float, steps: int) -> Denoise:
-    """The editor's denoiser under classifier-free guidance; where the weight is 1 only one half is computed.
-
-    The unconditional half has neither control nor points.
+    1 outside of `interval`.
     """
-    both = Condition.cat(condition.unconditional(), condition)
+    least, greatest = interval or (0.0, float("inf"))
+    steps = len(sigmas)
+    decaying = [(scale - 1) * (1 - step / steps) ** 2 + 1 for step in range(steps)]
+    return [w if least <= sigma <= greatest else 1.0 for w, sigma in zip(decaying, sigmas, strict=True)]
+
+
+def guided(editor: FramePainter, condition: Condition, weights: Sequence[float]) -> Denoise:
+    """The editor's denoiser under classifier-free guidance by the weight of each step; 1 computes one half alone.
+
+    The unconditional half has neither control nor points, so the control encoder runs for the other alone.
+    """
+    both = replace(Condition.cat(condition.unconditional(), condition), control=condition.control)
 
     def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
-        weight, levels = guidance_weight(scale, step, steps), sigma.expand(len(x))
+        weight, levels = weights[step], sigma.expand(len(x))
         if weight == 1:
             return editor.denoise(x, levels, condition)[0]
         without, given = editor.denoise(torch.cat([x, x]), torch.cat([levels, levels]), both)[0].chunk(2)
@@ -97,11 +99,12 @@ def sample_latents(
 
     augmentation = torch.full((len(batch),), NOISE_AUGMENTATION, device=device)
     condition = editor.condition(batch, normal((3, height, width)), augmentation, settings.control_scale)
-    sigmas = edm.karras_sigmas(settings.num_inference_steps, *editor.sigma_range).to(device)
+    sigmas = edm.karras_sigmas(settings.num_inference_steps, *editor.sigma_range)
+    weights = guidance_weights(settings.guidance_scale, sigmas[:-1].tolist(), settings.guidance_interval)
+    sigmas = sigmas.to(device)
     shape = (2, editor.unet.config.out_channels, height // stride, width // stride)
     x = normal(shape) * (sigmas[0] ** 2 + 1).sqrt()
-    denoise = guided(editor, condition, settings.guidance_scale, settings.num_inference_steps)
-    return euler(denoise, x, sigmas, progress)
+    return SOLVERS[settings.solver](guided(editor, condition, weights), x, sigmas, progress)
 
 
 def sample(

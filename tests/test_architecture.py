@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module imports from its own row and those above
-    {"errors", "types", "edm", "files", "tensorfiles", "model_card"},
+    {"errors", "types", "edm", "solvers", "files", "tensorfiles", "model_card"},
     {
         "images",
         "blend",

@@ -3,11 +3,17 @@
 import json
 
 import pytest
+import torch
+from conftest import make_editor
 
+from fp_lightning.bench import edit as edit_module
 from fp_lightning.bench import loader as loader_module
-from fp_lightning.bench.measure import Result, compare
+from fp_lightning.bench import matching as matching_module
+from fp_lightning.bench.measure import Result, compare, flops, peak_bytes
+from fp_lightning.bench.networks import filled
 from fp_lightning.bench.pairs import _stages, correspondence
 from fp_lightning.bench.run import BENCHMARKS, bench
+from fp_lightning.control import ControlEncoder
 from fp_lightning.errors import InputError
 from fp_lightning.pairs.build import PairSettings
 from fp_lightning.scenes import write_clips
@@ -41,7 +47,7 @@ def test_json_has_the_agreed_form(tmp_path, monkeypatch):
 
 
 def test_unknown_benchmarks_are_named():
-    with pytest.raises(InputError, match="no benchmark speed; choose from pairs, correspondence, loader"):
+    with pytest.raises(InputError, match="no benchmark speed; choose from unet, matching, edit, "):
         bench(["pairs", "speed"])
 
 
@@ -62,6 +68,35 @@ def test_stages_account_for_the_time(tmp_path):
     assert all(shares[stage] > 0.01 for stage in ("decode", "cut", "flow", "motion", "filter"))
     assert {"tracks", "write"} <= shares.keys()
     assert -0.01 <= shares["other"] < 0.4
+
+
+def test_counts_are_of_the_work_alone():
+    x = torch.randn(100, 50)
+    assert flops(lambda: x @ x.T) == 2 * 100 * 50 * 100
+    assert peak_bytes(lambda: ((x @ x.T) * 2).sum()) == pytest.approx(2 * 4 * 100 * 100, abs=100)  # both, and the sum
+
+
+def test_the_dense_loss_is_what_ours_is_held_against(monkeypatch):
+    for name, value in {"TOKENS": 64, "HEADS": 2, "WIDTH": 16}.items():
+        monkeypatch.setattr(matching_module, name, value)
+    results = {result.name: result for result in matching_module.matching(1)}
+    assert len(results) == 4
+    for form in ("squared", "cross_entropy"):
+        assert results[f"matching/{form}/dense"].error < 1e-5
+        assert results[f"matching/{form}/attention alone"].flops_reference > 0
+
+
+def test_shortcuts_and_sampling_give_the_plain_edit_by_fewer_operations():
+    editor = make_editor()
+    result = edit_module._edit("edit", editor, (32, 32), 1)
+    assert result.error < 1e-4
+    assert result.flops_ours < 0.95 * result.flops_reference
+
+
+def test_the_full_network_has_its_parameters_and_runs_none_of_them_zero():
+    with torch.device("meta"):
+        network = ControlEncoder(widths=(8, 16, 16), out_channels=32)
+    assert all(p.abs().max() > 0 and p.isfinite().all() for p in filled(network).parameters())
 
 
 def test_loader_is_compared_for_every_signal(monkeypatch):

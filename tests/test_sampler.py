@@ -1,15 +1,15 @@
-"""The sampler reaches known goals; guidance and batching do what they say."""
+"""Guidance and batching do what they say, and nothing is computed that is not used."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import make_batch, make_editor
-from diffusers import EulerDiscreteScheduler
 
 from fp_lightning import edm
-from fp_lightning.sampler import Sampling, euler, guidance_weight, guided, sample
-from fp_lightning.tiny import tiny_scheduler
+from fp_lightning.errors import InputError
+from fp_lightning.sampler import Sampling, guidance_weights, guided, sample
+from fp_lightning.solvers import SOLVERS
 from fp_lightning.types import EditBatch
 
 
@@ -17,54 +17,9 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 25])
-def test_euler_reaches_a_known_goal(steps):
-    """A denoiser that always answers g ends at g, whatever the number of steps."""
-    goal, start = torch.randn(3, 4), torch.randn(3, 4) * 700
-    end = euler(lambda x, sigma, step: goal, start, edm.karras_sigmas(steps))
-    torch.testing.assert_close(end, goal, rtol=1e-4, atol=1e-4)
-
-
-def test_euler_converges_to_the_analytic_flow():
-    """Data N(0, s²): D(x; σ) = x s²/(s² + σ²), and the flow takes x to x · s/√(s² + σ_max²)."""
-    s, x = 0.5, torch.tensor([3.0, -8.0], dtype=torch.float64)
-    exact = x * s / (s**2 + 40.0**2) ** 0.5
-
-    def error(steps):
-        end = euler(lambda x, sigma, _: x * s**2 / (s**2 + sigma**2), x, edm.karras_sigmas(steps, 0.002, 40.0).double())
-        return (end / exact - 1).abs().max().item()
-
-    assert error(400) < 0.01
-    assert error(400) < error(50) / 4  # first order
-
-
-def test_euler_equals_diffusers():
-    scheduler: EulerDiscreteScheduler = tiny_scheduler()
-    scheduler.set_timesteps(7)
-    sigmas = edm.karras_sigmas(7, 0.02, 40.0)
-    weight, start = torch.randn(4, 4, dtype=torch.float64) * 0.3, torch.randn(2, 4, dtype=torch.float64) * 40
-
-    def network(x):
-        return torch.tanh(x @ weight)
-
-    def denoise(x, sigma, step):
-        c_skip, c_out, c_in, _ = edm.scalings(sigma)
-        return c_skip * x + c_out * network(c_in * x)
-
-    ours, theirs = euler(denoise, start, sigmas.double()), start
-    for t in scheduler.timesteps:
-        theirs = scheduler.step(network(scheduler.scale_model_input(theirs, t)), t, theirs).prev_sample
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_progress_is_told_every_step():
-    seen = []
-    euler(lambda x, sigma, step: x, torch.ones(1), edm.karras_sigmas(4), lambda step, x: seen.append(step))
-    assert seen == [0, 1, 2, 3]
-
-
 def test_guidance_decays_with_the_inverse_square():
-    assert [guidance_weight(3.0, i, 4) for i in range(4)] == [3.0, 2.125, 1.5, 1.125]
+    assert guidance_weights(3.0, [9, 5, 2, 1]) == [3.0, 2.125, 1.5, 1.125]
+    assert guidance_weights(3.0, [9, 5, 2, 1], (2, 5)) == [1.0, 2.125, 1.5, 1.0]
 
 
 def condition_of(editor, batch):
@@ -76,7 +31,7 @@ def test_guidance_at_scale_one_is_no_guidance():
     condition, x, sigma = condition_of(editor, batch), torch.randn(1, 2, 4, 16, 16), torch.tensor(2.0)
     with torch.no_grad():
         plain = editor.denoise(x, sigma.expand(1), condition)[0]
-        assert torch.equal(guided(editor, condition, 1.0, 4)(x, sigma, 0), plain)
+        assert torch.equal(guided(editor, condition, [1.0])(x, sigma, 0), plain)
 
 
 @pytest.mark.parametrize(("scale", "points"), [(0.0, None), (0.5, 3), (3.0, 3)])
@@ -86,7 +41,7 @@ def test_guidance_mixes_both_halves(scale, points):
     with torch.no_grad():
         given = editor.denoise(x, sigma.expand(2), condition)[0]
         without = editor.denoise(x, sigma.expand(2), condition.unconditional())[0]
-        mixed = guided(editor, condition, scale, 4)(x, sigma, 0)
+        mixed = guided(editor, condition, [scale])(x, sigma, 0)
     torch.testing.assert_close(mixed, without + scale * (given - without), rtol=1e-4, atol=1e-4)
 
 
@@ -154,3 +109,46 @@ def test_control_scale_matters_without_guidance():
         for scale in (0.0, 5.0)
     )
     assert not torch.allclose(weak, strong)
+
+
+def calls(monkeypatch, network) -> list[int]:
+    """The batch size of every call of a network from now on."""
+    seen, forward = [], type(network).forward
+    monkeypatch.setattr(
+        type(network), "forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k)
+    )
+    return seen
+
+
+def test_outside_of_the_interval_one_half_is_computed(monkeypatch):
+    editor, batch = make_editor(), make_batch(1, size=32)
+    sigmas = edm.karras_sigmas(5, *editor.sigma_range).tolist()
+    seen = calls(monkeypatch, editor.unet)
+    sample(editor, batch, Sampling(5, guidance_interval=(sigmas[3], sigmas[1])), generators(0))
+    assert seen == [1, 2, 2, 2, 1]
+
+
+def test_the_control_encoder_runs_for_the_conditional_half_alone(monkeypatch):
+    editor, batch = make_editor(), make_batch(2, size=32)
+    seen = calls(monkeypatch, editor.control_encoder)
+    sample(editor, batch, Sampling(3), generators(0, 1))
+    assert seen == [2, 2, 2]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_draws_an_edit(solver):
+    editor, batch = make_editor(), make_batch(1, size=32)
+    edited = sample(editor, batch, Sampling(3, solver=solver), generators(0))
+    assert edited.shape == batch.source.shape and edited.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "rk4"}, "solver must be one of euler, heun, dpmpp_2m, got 'rk4'"),
+        ({"guidance_interval": (5.0, 1.0)}, "guidance_interval must be two noise levels"),
+    ],
+)
+def test_settings_that_mean_nothing_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        Sampling(**options)

@@ -8,6 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_backward_flop, sdpa_flop
+
+_ops = torch.ops.aten  # the CPU's attention, which torch does not count by itself
+register_flop_formula(_ops._scaled_dot_product_flash_attention_for_cpu)(sdpa_flop)
+register_flop_formula(_ops._scaled_dot_product_flash_attention_for_cpu_backward)(sdpa_backward_flop)
+
 
 @dataclass
 class Result:
@@ -30,16 +38,57 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def flops(work: Callable[[], object]) -> int:
+    """Floating point operations of the products in `work`: matrices, convolutions, attention."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most bytes of tensors that `work` holds at a time beyond those that were there before."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    events = record.profiler.kineto_results.events()  # type: ignore[union-attr]
+    live = most = 0
+    for _, change in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
+        live += change
+        most = max(most, live)
+    return most
+
+
 def compare(
-    name: str, ours: Callable[[], object], reference: Callable[[], object], rounds: int, **settings: Any
+    name: str,
+    ours: Callable[[], object],
+    reference: Callable[[], object],
+    rounds: int,
+    count: bool = False,
+    **settings: Any,
 ) -> Result:
-    """Runs both `rounds` times in turn, the order changing from round to round."""
+    """Runs both `rounds` times in turn, the order changing from round to round.
+
+    Args:
+        count: also run each once for its operations and once for its memory, before the clock starts.
+    """
+    counted: dict[str, int] = {}
+    if count:
+        counted = {"flops_ours": flops(ours), "flops_reference": flops(reference)}
+        counted |= {"peak_bytes_ours": peak_bytes(ours), "peak_bytes_reference": peak_bytes(reference)}
     times: dict[str, list[float]] = {"ours": [], "reference": []}
     sides = [("ours", ours), ("reference", reference)]
     for number in range(rounds):
         for side, work in sides if number % 2 else sides[::-1]:
             begin = time.perf_counter()
             work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             times[side].append(time.perf_counter() - begin)
     ratios = [r / o for o, r in zip(times["ours"], times["reference"], strict=True)]
     return Result(
@@ -50,4 +99,5 @@ def compare(
         ratio_low=min(ratios),
         ratio_high=max(ratios),
         settings={"rounds": rounds, **settings},
+        **counted,
     )

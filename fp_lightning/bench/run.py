@@ -11,13 +11,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fp_lightning.bench.edit import edit, unet
 from fp_lightning.bench.loader import loader
+from fp_lightning.bench.matching import matching
 from fp_lightning.bench.measure import Result
 from fp_lightning.bench.pairs import correspondence, pairs
 from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic
 
 BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
+    "unet": unet,
+    "matching": matching,
+    "edit": edit,
     "pairs": pairs,
     "correspondence": correspondence,
     "loader": loader,

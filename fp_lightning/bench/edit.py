@@ -1,0 +1,100 @@
+"""What one call of the network and a whole edit cost with the shortcuts, beside diffusers' own modules."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fp_lightning import edm
+from fp_lightning.backbone import load_backbone
+from fp_lightning.bench.measure import Result, compare
+from fp_lightning.bench.networks import DEVICE, full_editor, full_unet
+from fp_lightning.editor import Condition, FramePainter
+from fp_lightning.sampler import Sampling, guidance_weights, sample_latents
+from fp_lightning.solvers import euler
+from fp_lightning.specialise import generalise, specialise
+from fp_lightning.types import EditBatch
+
+UNET_SIZES: list[tuple[int, int]] = [(40, 64), (72, 128)]  # latents
+FULL_SIZE = (128, 192)  # px, of the edit by the full network
+TYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+
+
+@torch.no_grad()
+def unet(rounds: int) -> list[Result]:
+    """One call of SVD's full U-Net with matching attention, unguided, against the same over diffusers' modules."""
+    network = full_unet().to(TYPE)
+    results = []
+    for height, width in UNET_SIZES:
+        g = torch.Generator().manual_seed(0)
+        shapes = (1, 2, 8, height, width), (1,), (1, 1, 1024), (1, 3)
+        inputs = [torch.randn(shape, generator=g).to(DEVICE, TYPE) for shape in shapes]
+
+        def special(inputs=inputs) -> Tensor:
+            return specialise(network)(*inputs)[0]
+
+        def general(inputs=inputs) -> Tensor:
+            return generalise(network)(*inputs)[0]
+
+        error = relative(special(), general())
+        result = compare(f"unet/{height}x{width}", special, general, rounds, count=True)
+        result.error, result.settings["error"] = error, "relative, of the output"
+        result.settings |= {"parameters": sum(p.numel() for p in network.parameters()), "type": str(TYPE)[6:]}
+        results.append(result)
+    return results
+
+
+def edit(rounds: int) -> list[Result]:
+    """25 guided steps and the decoded image, against a pipeline that does what is asked at every step."""
+    backbone = load_backbone("tiny", "random")
+    with torch.no_grad():
+        for parameter in backbone.unet.conv_out.parameters():
+            parameter.normal_(std=0.05)
+    tiny = FramePainter(*vars(backbone).values()).eval().to(DEVICE)
+    return [
+        _edit("edit/tiny", tiny, (64, 64), rounds),
+        _edit("edit/full", full_editor().to(TYPE), FULL_SIZE, rounds),
+    ]
+
+
+@torch.no_grad()
+def _edit(name: str, editor: FramePainter, size: tuple[int, int], rounds: int) -> Result:
+    g = torch.Generator().manual_seed(0)
+    source, control = (torch.rand(1, 3, *size, generator=g).to(DEVICE) for _ in range(2))
+    batch, settings = EditBatch(source * 2 - 1, ["noise"], control=control), Sampling()
+
+    def ours() -> Tensor:
+        specialise(editor.unet), specialise(editor.vae.decoder)
+        return editor.decode(sample_latents(editor, batch, settings, [torch.Generator().manual_seed(1)]))
+
+    def plain() -> Tensor:
+        generalise(editor.unet), generalise(editor.vae.decoder)
+        return editor.decode(plain_latents(editor, batch, settings, torch.Generator().manual_seed(1)))
+
+    error = relative(ours(), plain())
+    result = compare(name, ours, plain, rounds, count=True, steps=settings.num_inference_steps, size=list(size))
+    result.error, result.settings["error"] = error, "relative, of the image"
+    return result
+
+
+def plain_latents(editor: FramePainter, batch: EditBatch, settings: Sampling, generator: torch.Generator) -> Tensor:
+    """Guided sampling as pipelines do it: both halves at every step, the control encoder for both."""
+    (height, width), stride = batch.source.shape[-2:], editor.vae_stride
+    noise = torch.randn(1, 3, height, width, generator=generator).to(DEVICE)
+    condition = editor.condition(batch, noise, torch.full((1,), 0.02, device=DEVICE), settings.control_scale)
+    both, steps = Condition.cat(condition.unconditional(), condition), settings.num_inference_steps
+    sigmas = edm.karras_sigmas(steps, *editor.sigma_range).to(DEVICE)
+    shape = 1, 2, editor.unet.config.out_channels, height // stride, width // stride
+    weights = guidance_weights(settings.guidance_scale, sigmas[:-1].tolist())
+    start = torch.randn(shape, generator=generator).to(DEVICE) * (sigmas[0] ** 2 + 1).sqrt()
+
+    def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
+        without, given = editor.denoise(torch.cat([x, x]), sigma.expand(2), both)[0].chunk(2)
+        return without + weights[step] * (given - without)
+
+    return euler(denoise, start, sigmas)
+
+
+def relative(ours: Tensor, reference: Tensor) -> float:
+    """The largest difference by the largest value."""
+    return ((ours - reference).abs().max() / reference.abs().max()).item()
