@@ -113,10 +113,8 @@ def test_control_scale_matters_without_guidance():
 
 def calls(monkeypatch, network) -> list[int]:
     """The batch size of every call of a network from now on."""
-    seen, forward = [], type(network).forward
-    monkeypatch.setattr(
-        type(network), "forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k)
-    )
+    seen, forward = [], network.forward
+    monkeypatch.setattr(network, "forward", lambda x, *args: seen.append(len(x)) or forward(x, *args))
     return seen
 
 
