@@ -5,5 +5,14 @@ from .evaluation_report import EvaluationReport
 from .history_csv import MetricsCSV
 from .image_grid import ImageGrid
 from .prediction_writer import PredictionWriter
+from .throughput import ProgressBar, Throughput
 
-__all__ = ["EvaluationReport", "ImageGrid", "MetricsCSV", "PredictionWriter", "TrainableEMA"]
+__all__ = [
+    "EvaluationReport",
+    "ImageGrid",
+    "MetricsCSV",
+    "PredictionWriter",
+    "ProgressBar",
+    "Throughput",
+    "TrainableEMA",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from datamodules.loaders import EditLoader, EpochSampler, ResumableLoader, Share
 from datamodules.signals import SignalMix
 from datamodules.splits import SPLITS, Split, split_videos, spread
 from fp_lightning.errors import InputError
+from fp_lightning.latents import LatentStore
 from fp_lightning.shards import PairStore
 from fp_lightning.types import EditBatch, VideoPair, to_unit_range
 
@@ -41,6 +43,8 @@ class EditDataModule(L.LightningDataModule):
         inputs: folder of the user's images and signals, for predict.
         limit_pairs: at most so many pairs per split, spread evenly over it.
         overfit: train, val and test on the same pairs (all, or `limit_pairs` of them).
+        latents: folder that keeps what the frozen networks make of the pairs, so that training need not make it
+            again at every step; "beside" is `latents` in the folder of pairs. None keeps nothing.
         flip: mirror a training pair left to right with probability one half, before signals are drawn.
 
     Raises:
@@ -61,13 +65,18 @@ class EditDataModule(L.LightningDataModule):
         limit_pairs: int | None = None,
         overfit: bool = False,
         flip: bool = False,
+        latents: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise InputError(
                 f"batch_size must be at least 1 and num_workers at least 0, got {batch_size} and {num_workers}"
             )
+        if latents == "beside" and "://" in str(pairs):
+            raise InputError(f"data.latents cannot be beside {pairs}, it must be a folder on this machine; name one")
         self.mix = mix
+        self.latents = f"{pairs}/latents" if latents == "beside" else latents
+        self.store_of_latents: LatentStore | None = None
         self.pairs, self.size, self.batch_size, self.num_workers = pairs, size, batch_size, num_workers
         self.fractions = {"val": val_fraction, "test": test_fraction}
         self.seed, self.inputs, self.limit_pairs, self.overfit, self.flip = seed, inputs, limit_pairs, overfit, flip
@@ -123,22 +132,29 @@ class EditDataModule(L.LightningDataModule):
         assert self.store is not None, "setup comes first"
         index = self.indices[split][count % self.length(split)]
         pair = self.store[index].resized(self.size)
-        mirror = self.flip and split == "train" and np.random.default_rng([self.seed, count]).random() < 0.5
-        return self.store.name(index), flipped(pair) if mirror else pair
+        return self.store.name(index), flipped(pair) if self._mirrored(split, count) else pair
+
+    def _mirrored(self, split: Split, count: int) -> bool:
+        return self.flip and split == "train" and np.random.default_rng([self.seed, count]).random() < 0.5
+
+    def unlatented(self, keys: Set[str]) -> Unlatented:
+        """What `fit` will look for in `store_of_latents` and is not among `keys`."""
+        return Unlatented(self, keys)
 
     def sample(self, split: Split, count: int) -> EditBatch:
         """One sample, a batch of one: a function of (seed, split, count) alone."""
         name, pair = self.pair(split, count)
         rng = np.random.default_rng([self.seed, SPLITS.index(split), count])
-        return EditBatch(
-            source=to_unit_range(pair.source)[None],
-            name=[name],
-            target=to_unit_range(pair.target)[None],
+        batch = replace(
+            images(name, pair),
             tracks=pair.tracks[None],
             visible=pair.visible[None],
             moving=pair.moving()[None],
             **self.mix.draw(pair, rng, training=split == "train"),
         )
+        if self.store_of_latents is None or split == "test":
+            return batch
+        return self.store_of_latents.read(key(name, self._mirrored(split, count)), batch)
 
     def predict_sample(self, index: int) -> EditBatch:
         """One of the user's images with its signals, squeezed to the network's size."""
@@ -208,6 +224,37 @@ class Samples(Dataset[EditBatch]):
 
     def __getitem__(self, count: int) -> EditBatch:
         return self.data.predict_sample(count) if self.split == "predict" else self.data.sample(self.split, count)
+
+
+class Unlatented(Dataset[tuple[str, EditBatch]]):
+    """Key and images of the pairs of `fit` whose key is not among `keys`, mirrored ones too where there are."""
+
+    def __init__(self, data: EditDataModule, keys: Set[str]) -> None:
+        assert data.store is not None, "setup comes first"
+        self.data, self.size, self.pairs = data.store, data.size, []
+        for split in ("train", "val"):
+            for mirrored in (False, True) if data.flip and split == "train" else (False,):
+                self.pairs += [(index, mirrored) for index in data.indices[split]]
+        names = {(index, mirrored): key(data.store.name(index), mirrored) for index, mirrored in self.pairs}
+        self.pairs = [pair for pair, name in names.items() if name not in keys]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, number: int) -> tuple[str, EditBatch]:
+        index, mirrored = self.pairs[number]
+        pair, name = self.data[index].resized(self.size), self.data.name(index)
+        return key(name, mirrored), images(name, flipped(pair) if mirrored else pair)
+
+
+def key(name: str, mirrored: bool) -> str:
+    """Of a pair among latents."""
+    return f"{name}.mirrored" if mirrored else name
+
+
+def images(name: str, pair: VideoPair) -> EditBatch:
+    """A sample of nothing but its images."""
+    return EditBatch(to_unit_range(pair.source)[None], [name], target=to_unit_range(pair.target)[None])
 
 
 def flipped(pair: VideoPair) -> VideoPair:

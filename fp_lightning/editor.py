@@ -16,6 +16,7 @@ from fp_lightning import edm
 from fp_lightning.backbone import SVD, load_backbone, saved_settings
 from fp_lightning.control import INJECTION_FACTOR, ControlEncoder
 from fp_lightning.errors import InputError
+from fp_lightning.latents import fingerprint
 from fp_lightning.matching import AttentionKind, Correspondence, MatchQueries
 from fp_lightning.matching_loss import FORMS, MatchingForm
 from fp_lightning.points import DragPoints
@@ -107,6 +108,8 @@ class FramePainter(nn.Module):
         augmentation_mean, augmentation_std: so is the noise on the conditioning image.
         model: what the parts were loaded from; checkpoints remember it.
         trained: the parts are a trained editor's, not SVD's with a new control encoder.
+        augmentation_draws: None disturbs the conditioning image anew at every step; k keeps k noises, with
+            their levels, for every sample, so that all the VAE sees of it can be kept on disk.
         dropout: p of conditioning dropout. With one uniform r a sample, the embedding goes where
             r < 2p, the image latents where p ≤ r < 3p, and control and points where both go
             (p ≤ r < 2p), which is what guidance calls unconditional.
@@ -129,6 +132,7 @@ class FramePainter(nn.Module):
         sigma_std: float = 1.6,
         augmentation_mean: float = -3.0,
         augmentation_std: float = 0.5,
+        augmentation_draws: int | None = None,
         dropout: float = 0.1,
         model: str | None = None,
         trained: bool = False,
@@ -138,6 +142,8 @@ class FramePainter(nn.Module):
             raise InputError(f"dropout must be between 0 and 1/3, got {dropout}")
         if control_frames not in ("target", "both"):
             raise InputError(f"control_frames must be target or both, got {control_frames!r}")
+        if augmentation_draws is not None and augmentation_draws < 1:
+            raise InputError(f"augmentation_draws must be 1 or more, or null for new ones, got {augmentation_draws}")
         if matching_loss not in FORMS:
             raise InputError(f"matching_loss must be {' or '.join(FORMS)}, got {matching_loss!r}")
         self.unet, self.control_encoder, self.vae, self.image_encoder = unet, control_encoder, vae, image_encoder
@@ -149,6 +155,7 @@ class FramePainter(nn.Module):
         self.matching_weight, self.matching_loss = matching_weight, matching_loss
         self.sigma_mean, self.sigma_std = sigma_mean, sigma_std
         self.augmentation_mean, self.augmentation_std = augmentation_mean, augmentation_std
+        self.augmentation_draws = augmentation_draws
         self.dropout, self.model, self.trained = dropout, model, trained
         self.vae_slicing = False  # encode and decode one sample at a time: less memory
         for frozen in self.frozen:
@@ -238,16 +245,21 @@ class FramePainter(nn.Module):
 
         Points without `points_valid` are all valid.
         """
-        count, device = len(batch), batch.source.device
         noisy = batch.source + augmentation[:, None, None, None] * noise
+        return self._condition(batch, self.encode(noisy), augmentation, control_scale)
+
+    def _condition(
+        self, batch: EditBatch, image_latents: Tensor, augmentation: Tensor, control_scale: float = 1.0
+    ) -> Condition:
+        count, device = len(batch), batch.source.device
         control, control_valid = self._control(batch)
         points, points_valid = batch.points, batch.points_valid
         if points is not None and points_valid is None:
             points_valid = torch.ones(points.shape[:2], dtype=torch.bool, device=device)
         ids = uploaded(torch.tensor([FPS_ID, MOTION_BUCKET]), device).expand(count, 2)
         return Condition(
-            embedding=self.embed(batch.source),
-            image_latents=self.encode(noisy),
+            embedding=self.embed(batch.source) if batch.embedding is None else batch.embedding,
+            image_latents=image_latents,
             added_time_ids=torch.cat([ids, augmentation[:, None]], 1),
             control=control,
             control_valid=control_valid,
@@ -307,6 +319,55 @@ class FramePainter(nn.Module):
         response = response.unflatten(0, frames.shape[:2])
         return torch.cat([response.new_zeros((without, *response.shape[1:])), response])
 
+    def _latents(self, batch: EditBatch, target: Tensor) -> Tensor:
+        images = torch.stack([batch.source, target], 1)
+        return self.encode(images.flatten(0, 1)).unflatten(0, (len(batch), 2))
+
+    def _training_condition(self, batch: EditBatch, generator: torch.Generator | None) -> Condition:
+        """The condition with new noise on the source, or with one of the sample's own."""
+        count, device = len(batch), batch.source.device
+        if self.augmentation_draws is None:
+            level = edm.log_normal((count,), self.augmentation_mean, self.augmentation_std, generator)
+            noise = torch.randn(batch.source.shape, generator=generator)
+            return self.condition(batch, uploaded(noise, device), uploaded(level, device))
+        draw = torch.randint(self.augmentation_draws, (count,), generator=generator)
+        if batch.image_latents is None or batch.augmentation is None:
+            drawn = [
+                self._draw(name, k, batch.source.shape[1:]) for name, k in zip(batch.name, draw.tolist(), strict=True)
+            ]
+            noise, level = (uploaded(torch.stack(values), device) for values in zip(*drawn, strict=True))
+            return self.condition(batch, noise, level)
+        chosen = torch.arange(count, device=device), uploaded(draw, device)
+        return self._condition(batch, batch.image_latents[chosen], batch.augmentation[chosen])
+
+    def _draw(self, name: str, k: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Noise k of the sample called `name`, and its level; on the CPU."""
+        generator = edm.seeded_generator("augmentation", name, k)
+        level = edm.log_normal((), self.augmentation_mean, self.augmentation_std, generator)
+        return torch.randn(shape, generator=generator), level
+
+    def latent_settings(self) -> dict[str, object]:
+        """All that `with_latents` depends on but the batch."""
+        draws = self.augmentation_draws
+        noise = None if draws is None else [draws, self.augmentation_mean, self.augmentation_std]
+        return {"weights": fingerprint(self.vae, self.image_encoder), "type": str(self._vae_dtype), "noise": noise}
+
+    @torch.no_grad()
+    def with_latents(self, batch: EditBatch) -> EditBatch:
+        """A batch with target, and all that the frozen networks make of it in training."""
+        if batch.target is None:
+            raise ValueError("latents need a batch with target")
+        made = replace(batch, latents=self._latents(batch, batch.target), embedding=self.embed(batch.source))
+        if self.augmentation_draws is None:
+            return made
+        encoded, levels = [], []
+        for k in range(self.augmentation_draws):
+            drawn = [self._draw(name, k, batch.source.shape[1:]) for name in batch.name]
+            noise, level = (torch.stack(values).to(batch.source.device) for values in zip(*drawn, strict=True))
+            encoded.append(self.encode(batch.source + level[:, None, None, None] * noise))
+            levels.append(level)
+        return replace(made, image_latents=torch.stack(encoded, 1), augmentation=torch.stack(levels, 1))
+
     def losses(self, batch: EditBatch, generator: torch.Generator | None = None) -> Losses:
         """The training losses of one batch (Eq. 8).
 
@@ -322,13 +383,12 @@ class FramePainter(nn.Module):
         def normal(shape: tuple[int, ...]) -> Tensor:
             return uploaded(torch.randn(shape, generator=generator), device)
 
-        augmentation = edm.log_normal((count,), self.augmentation_mean, self.augmentation_std, generator)
-        condition = self.condition(batch, normal(tuple(batch.source.shape)), uploaded(augmentation, device))
+        condition = self._training_condition(batch, generator)
         r, p = uploaded(torch.rand(count, generator=generator), device), self.dropout
         condition = condition.dropped(r < 2 * p, (r >= p) & (r < 3 * p), (r >= p) & (r < 2 * p))
 
-        images = torch.stack([batch.source, batch.target], 1)
-        clean = self.encode(images.flatten(0, 1)).unflatten(0, (count, 2)) * self.vae.config.scaling_factor
+        latents = self._latents(batch, batch.target) if batch.latents is None else batch.latents
+        clean = latents * self.vae.config.scaling_factor
         sigma = uploaded(edm.log_normal((count,), self.sigma_mean, self.sigma_std, generator), device)
         noisy = clean + sigma.view(-1, 1, 1, 1, 1) * normal(tuple(clean.shape))
 
@@ -360,6 +420,7 @@ def build_editor(
     sigma_std: float = 1.6,
     augmentation_mean: float = -3.0,
     augmentation_std: float = 0.5,
+    augmentation_draws: int | None = None,
     dropout: float = 0.1,
 ) -> FramePainter:
     """A `FramePainter` over `load_backbone`'s parts; what recipes name as `class_path`. Arguments are theirs.
@@ -395,6 +456,7 @@ def build_editor(
         sigma_std=sigma_std,
         augmentation_mean=augmentation_mean,
         augmentation_std=augmentation_std,
+        augmentation_draws=augmentation_draws,
         dropout=dropout,
         model=str(model),
         trained=saved is not None,

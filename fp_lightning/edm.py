@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,12 @@ def loss_weight(sigma: Tensor) -> Tensor:
 def log_normal(shape: tuple[int, ...], mean: float, std: float, generator: torch.Generator | None = None) -> Tensor:
     """exp(mean + std · n), n standard normal: training noise levels and noise augmentation. On the CPU."""
     return (mean + std * torch.randn(shape, generator=generator)).exp()
+
+
+def seeded_generator(*parts: object) -> torch.Generator:
+    """A CPU generator whose seed is a hash of `parts`: the same in every process, at every batch size."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
 def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0) -> Tensor:

@@ -37,6 +37,11 @@ def matching_rows(query: Tensor, key: Tensor, index: Tensor, squared: bool) -> t
     """Each row's loss, log-sum-exp and Σ_j A_j ∂loss/∂A_j, float32 [b, heads, n]; 0 where the index is -1."""
     if kernels := _kernels(query):
         return kernels.rows(query, key, index, squared)
+    with torch.autocast(query.device.type, enabled=False):
+        return _rows(query, key, index, squared)
+
+
+def _rows(query: Tensor, key: Tensor, index: Tensor, squared: bool) -> tuple[Tensor, Tensor, Tensor]:
     loss, normaliser, mean = (query.new_zeros(query.shape[:3], dtype=torch.float32) for _ in range(3))
     for q, k, target, *out in zip(query, key, index, loss, normaliser, mean, strict=True):
         k = k.float()
@@ -61,6 +66,13 @@ def matching_rows_backward(
     """The gradients of query and key, of their types, from that of the rows' losses."""
     if kernels := _kernels(query):
         return kernels.rows_backward(gradient, query, key, index, normaliser, mean, squared)
+    with torch.autocast(query.device.type, enabled=False):
+        return _rows_backward(gradient, query, key, index, normaliser, mean, squared)
+
+
+def _rows_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, index: Tensor, normaliser: Tensor, mean: Tensor, squared: bool
+) -> tuple[Tensor, Tensor]:
     of_query, of_key = (torch.zeros_like(x, dtype=torch.float32) for x in (query, key))
     scale = query.shape[-1] ** -0.5
     for b, (q, k, target) in enumerate(zip(query, key, index, strict=True)):

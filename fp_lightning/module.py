@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from rich.progress import track
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Subset
 
 from fp_lightning.editor import FramePainter
+from fp_lightning.edm import seeded_generator
 from fp_lightning.errors import InputError
+from fp_lightning.latents import LatentStore
 from fp_lightning.metrics import EditMetrics
 from fp_lightning.sampler import Sampling, sample
 from fp_lightning.types import EditBatch
 
 logger = logging.getLogger(__name__)
-
-
-def seeded_generator(*parts: object) -> torch.Generator:
-    """A CPU generator whose seed is a hash of `parts`: the same in every process, at every batch size."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
 class FramePainterModule(L.LightningModule):
@@ -65,6 +65,22 @@ class FramePainterModule(L.LightningModule):
         self.sampling = sampling or Sampling()
         self.edit_metrics, self.fit_edits = metrics or EditMetrics(), fit_edits
         self.strict_loading = False  # checkpoints leave frozen weights out; on_load_checkpoint is strict instead
+
+    def on_fit_start(self) -> None:
+        """Makes the latents that the data asks to be kept on disk, each rank its share, before loaders start."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if getattr(data, "latents", None) is None:
+            return
+        store = LatentStore(data.latents, {**self.editor.latent_settings(), "size": list(data.size)})
+        missing = data.unlatented(store.keys())
+        mine = Subset(missing, range(self.global_rank, len(missing), self.trainer.world_size))
+        if len(missing):
+            logger.info("making latents of %d pairs in %s", len(missing), store.folder)
+        loader = DataLoader(mine, batch_size=None, num_workers=data.num_workers)
+        for key, batch in track(loader, "latents", total=len(mine), disable=self.global_rank > 0 or not len(mine)):
+            store.write(key, self.editor.with_latents(batch.to(self.device)))
+        self.trainer.strategy.barrier("latents")
+        data.store_of_latents = store
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
@@ -114,10 +130,22 @@ class FramePainterModule(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         self.edit_metrics.reset()
 
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """As Lightning does, but also for a fused optimiser under bf16-mixed: only scaled gradients forbid it."""
+        plugin = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trainable = [p for p in self.editor.parameters() if p.requires_grad]
+        fused = self.trainer.precision != "16-mixed"  # a fused step cannot be clipped where gradients are scaled
         optimizer = torch.optim.AdamW(
-            trainable, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+            trainable, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay, fused=fused
         )
         total = self.trainer.estimated_stepping_batches
 

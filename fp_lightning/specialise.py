@@ -29,7 +29,7 @@ from torch import Tensor, nn
 M = TypeVar("M", bound=nn.Module)
 FRAMES = 2
 _FEWEST = 600  # pixels for which it pays to add up an upsampling kernel
-_ROWS = 512  # tokens that a CPU takes through a feed-forward at a time
+_ROWS = 1280  # tokens that a CPU takes through a feed-forward at a time
 
 
 def specialise(model: M) -> M:
@@ -73,11 +73,11 @@ def one_token(attn: Attention, context: Tensor) -> Tensor:
     return attn.to_out[0](attn.to_v(context))
 
 
-def rowwise(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer that treats every token [..., c] alone; on a CPU some at a time: what lies between stays in cache."""
+def feed_forward(norm: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    """x + layer(norm(x)), each token [..., c] alone; a CPU takes some at a time, whose wide layers stay in cache."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return layer(x)
-    return torch.cat([layer(rows) for rows in x.flatten(0, -2).split(_ROWS)]).view(x.shape)
+        return layer(norm(x)) + x
+    return torch.cat([layer(norm(rows)) + rows for rows in x.flatten(0, -2).split(_ROWS)]).view(x.shape)
 
 
 class SpatialBlock(BasicTransformerBlock):
@@ -88,7 +88,7 @@ class SpatialBlock(BasicTransformerBlock):
             return super().forward(hidden_states, attention_mask, encoder_hidden_states, *args, **kwargs)
         x = self.attn1(self.norm1(hidden_states)) + hidden_states
         x = x + one_token(self.attn2, encoder_hidden_states)
-        return rowwise(self.ff, self.norm3(x)) + x
+        return feed_forward(self.norm3, self.ff, x)
 
 
 class TemporalBlock(TemporalBasicTransformerBlock):
@@ -99,10 +99,10 @@ class TemporalBlock(TemporalBasicTransformerBlock):
         if num_frames != FRAMES or encoder_hidden_states is None or encoder_hidden_states.shape[:2] != (videos, 1):
             return super().forward(hidden_states, num_frames, encoder_hidden_states)
         x = hidden_states.unflatten(0, (-1, FRAMES))
-        x = rowwise(self.ff_in, self.norm_in(x)) + x
+        x = feed_forward(self.norm_in, self.ff_in, x)
         x = two_frame_attention(self.attn1, self.norm1(x)) + x
         x = x + one_token(self.attn2, encoder_hidden_states)[:, None]
-        return (rowwise(self.ff, self.norm3(x)) + x).flatten(0, 1)
+        return feed_forward(self.norm3, self.ff, x).flatten(0, 1)
 
 
 def two_frame_attention(attn: Attention, x: Tensor) -> Tensor:

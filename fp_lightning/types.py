@@ -86,6 +86,10 @@ class EditBatch:
     tracks: Tensor | None = None  # float [b, 2, th, tw]: source position of each target token centre
     visible: Tensor | None = None  # bool [b, th, tw]
     moving: Tensor | None = None  # bool [b, 1, h, w], see VideoPair.moving
+    latents: Tensor | None = None  # [b, 2, c, h/8, w/8] of source and target, not scaled; None: not made yet
+    embedding: Tensor | None = None  # [b, 1, d] of the source
+    image_latents: Tensor | None = None  # [b, k, c, h/8, w/8] of the source with each of k noises
+    augmentation: Tensor | None = None  # [b, k] the level of each
     full_size: list[tuple[int, int]] | None = None  # (height, width) of the user's own image, in predict
 
     def __len__(self) -> int:

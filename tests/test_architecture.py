@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module imports from its own row and those above
-    {"errors", "types", "edm", "solvers", "files", "tensorfiles", "model_card"},
+    {"errors", "types", "edm", "solvers", "files", "tensorfiles", "model_card", "latents"},
     {
         "images",
         "blend",
@@ -84,7 +84,7 @@ def test_imports_run_one_way(path):
         if own in DATA_ROOMS:
             assert not rooms & NETWORK
     elif top == "datamodules":
-        assert rooms <= {"types", "errors", "files", "images", "signals", "shards", "scenes"}
+        assert rooms <= {"types", "errors", "files", "images", "latents", "signals", "shards", "scenes"}
         assert "callbacks" not in outer
     else:
         assert rooms <= {"types", "errors", "files", "images", "metrics", "report"}

@@ -8,13 +8,18 @@ import json
 
 import pytest
 import torch
+from conftest import make_editor
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
-from callbacks import EvaluationReport, ImageGrid, MetricsCSV, PredictionWriter
+from callbacks import EvaluationReport, ImageGrid, MetricsCSV, PredictionWriter, ProgressBar, Throughput
+from datamodules import SceneDataModule
 from fp_lightning.metrics import EditMetrics
+from fp_lightning.module import FramePainterModule
 from fp_lightning.report import encode, signal_image, to_tensor
 from fp_lightning.types import EditBatch, to_uint8, to_unit_range
 
@@ -267,3 +272,27 @@ def test_png_of_a_known_colour():
     red = torch.zeros(3, 2, 2, dtype=torch.uint8)
     red[0] = 255
     assert Image.open(io.BytesIO(encode(red))).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_throughput_is_logged_with_the_operations_of_a_step(tmp_path):
+    rows = []
+
+    class Log(DummyLogger):
+        def log_metrics(self, metrics, step=None):
+            rows.append((step, dict(metrics)))
+
+    watch = Throughput()
+    module = FramePainterModule(make_editor(), learning_rate=1e-3)
+    data = SceneDataModule(size=(32, 32), batch_size=2, train_samples=12, val_samples=2)
+    Trainer(
+        default_root_dir=tmp_path, max_steps=6, accelerator="cpu", logger=Log(), callbacks=[watch, ProgressBar()],
+        log_every_n_steps=2, limit_val_batches=0, enable_model_summary=False, enable_checkpointing=False,
+    ).fit(module, data)  # fmt: skip
+    logged = {step: row for step, row in rows if "train/samples_per_second" in row}
+    assert list(logged) == [4, 6]  # the second step is counted, not timed
+    assert all(row["train/samples_per_second"] > 0 and row["train/tflops_per_second"] > 0 for row in logged.values())
+    batch = next(iter(data.train_dataloader()))
+    module.zero_grad()
+    with FlopCounterMode(display=False) as counter:
+        module.editor.losses(batch, torch.Generator().manual_seed(0)).total.backward()
+    assert watch.flops == pytest.approx(counter.get_total_flops(), rel=0.05)  # how many rows are visible differs

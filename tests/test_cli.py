@@ -132,6 +132,7 @@ RECIPE_RUNS = {
     "tiny": [*TINY, *SMALL],
     "svd": ["--config", "svd", "--config", "signals/sketch", *SMALL, *ONE_CPU],
     "official": ["--config", "svd", "--config", "official", "--config", "signals/sketch", *SMALL, *ONE_CPU],
+    "cached": ["--config", "tiny", "--config", "cached", *SMALL],
     "tiny_vae": ["--config", "tiny_vae", "--data.batch_size", "2", "--data.val_samples", "2"],
 }
 

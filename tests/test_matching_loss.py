@@ -207,3 +207,11 @@ def test_the_editor_takes_either_form():
 def test_an_unknown_form_is_named():
     with pytest.raises(InputError, match="matching_loss must be squared or cross_entropy, got 'l1'"):
         make_editor(matching_loss="l1")
+
+
+def test_autocast_does_not_reach_inside(qki):
+    query, key, index = qki
+    plain = matching_loss(query, key, index)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(matching_loss(query, key, index), plain)
+        torch.autograd.grad(matching_loss(query.bfloat16(), key.bfloat16(), index), (query, key))

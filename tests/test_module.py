@@ -137,3 +137,20 @@ def test_checkpoint_of_other_settings_names_them(tmp_path):
     _, _, path = fit(tmp_path, 1)
     with pytest.raises(InputError, match=r"trained with control_factor 0\.2 \(now 0\.9\)"):
         make_module(control_factor=0.9).on_load_checkpoint(torch.load(path, weights_only=True))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_before_the_fused_step(tmp_path, precision):
+    """Lightning refuses to clip for a fused optimiser under mixed precision, which only scaled gradients forbid."""
+    module, norms = make_module(), []
+    module.on_before_zero_grad = lambda optimizer: norms.append(
+        torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    )
+    trainer = L.Trainer(
+        default_root_dir=tmp_path, max_steps=2, accelerator="cpu", logger=False, limit_val_batches=0,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        precision=precision, gradient_clip_val=1e-3,
+    )  # fmt: skip
+    trainer.fit(module, data())
+    assert module.optimizers().defaults["fused"]
+    assert max(norm.item() for norm in norms) == pytest.approx(1e-3, rel=1e-2)

@@ -16,6 +16,7 @@ from fp_lightning.bench.loader import loader
 from fp_lightning.bench.matching import matching
 from fp_lightning.bench.measure import Result
 from fp_lightning.bench.pairs import correspondence, pairs
+from fp_lightning.bench.train_step import train_step
 from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic
 
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "unet": unet,
     "matching": matching,
     "edit": edit,
+    "train-step": train_step,
     "pairs": pairs,
     "correspondence": correspondence,
     "loader": loader,

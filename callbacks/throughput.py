@@ -1,0 +1,91 @@
+"""How fast training runs, how much of the hardware it uses, and a progress bar that does not slow it down."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from torch.utils.flop_counter import FlopCounterMode
+
+PRECISIONS = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
+
+
+class Throughput(Callback):
+    """Logs `train/samples_per_second` of all ranks, `train/tflops_per_second` of one, and on a known GPU `train/mfu`.
+
+    Operations are those of the products in one step, forward and backward, counted in the second one; recomputation
+    for gradient checkpointing is among them, what compiled code does is not. Utilisation (mfu) is their rate by the
+    greatest that the GPU has in the training precision. The clock is read when the trainer logs and the device is
+    waited for only then, unlike in Lightning's ThroughputMonitor. Time for validation is left out.
+    """
+
+    def __init__(self) -> None:
+        self.flops: int | None = None  # of a step
+        self._counter: FlopCounterMode | None = None
+        self._begin, self._samples, self._steps, self._seen = 0.0, 0, 0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart(pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._seen += 1
+        if self._seen == 2:
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+            self.flops, self._counter = self._counter.get_total_flops(), None
+            self._restart(pl_module)  # a step that was counted is slower
+            return
+        self._samples, self._steps = self._samples + len(batch), self._steps + 1
+        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        _wait(pl_module)
+        seconds = time.perf_counter() - self._begin
+        figures = {"train/samples_per_second": self._samples * trainer.world_size / seconds}
+        if self.flops is not None:
+            rate = self.flops * self._steps / seconds
+            figures["train/tflops_per_second"] = rate / 1e12
+            precision = PRECISIONS.get(str(trainer.precision).split("-")[0])
+            available = precision and get_available_flops(pl_module.device, precision)
+            if available:
+                figures["train/mfu"] = rate / available
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=trainer.global_step)
+        self._restart(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+            self._counter = None
+
+    def _restart(self, module: LightningModule) -> None:
+        _wait(module)
+        self._begin, self._samples, self._steps = time.perf_counter(), 0, 0
+
+
+def _wait(module: LightningModule) -> None:
+    if module.device.type == "cuda":
+        torch.cuda.synchronize(module.device)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, which reads the losses at every step and so waits for the device; this one as often as it logs."""
+
+    _read: dict[str, Any] | None = None
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        if self._read is None or not trainer.training or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._read = super().get_metrics(trainer, pl_module)
+        return self._read

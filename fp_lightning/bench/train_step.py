@@ -1,0 +1,69 @@
+"""What a training step costs with latents from disk, beside the same step that makes them."""
+
+from __future__ import annotations
+
+import torch
+
+from fp_lightning.backbone import load_backbone
+from fp_lightning.bench.measure import Result, compare
+from fp_lightning.bench.networks import DEVICE, full_editor
+from fp_lightning.editor import FramePainter
+from fp_lightning.matching import MatchingAttnProcessor, spatial_attentions
+from fp_lightning.scenes import Scene
+from fp_lightning.signals.sketch import sketch
+from fp_lightning.types import EditBatch, to_unit_range
+
+SIZES = {"tiny": (64, 64), "full": (128, 192)}  # px
+BATCH = {"tiny": 8, "full": 1}
+
+
+def train_step(rounds: int) -> list[Result]:
+    """Losses, gradients and a step of AdamW: the tiny build, and SVD's full size of which the matching branch and the
+    control encoder train, so that 24 GB suffice."""
+    tiny = FramePainter(*vars(load_backbone("tiny", "random")).values(), augmentation_draws=4)
+    result = [_step("train-step/tiny", tiny.to(DEVICE), SIZES["tiny"], BATCH["tiny"], rounds)]
+    full = full_editor()
+    full.augmentation_draws = 4
+    full.unet.requires_grad_(False)
+    for attn in spatial_attentions(full.unet).values():
+        if isinstance(attn.processor, MatchingAttnProcessor):
+            attn.processor.requires_grad_(True)
+    return [*result, _step("train-step/full", full, SIZES["full"], BATCH["full"], rounds)]
+
+
+def _step(name: str, editor: FramePainter, size: tuple[int, int], batch_size: int, rounds: int) -> Result:
+    editor.train()
+    trainable = [p for p in editor.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trainable, lr=0.0, weight_decay=0.0, fused=True)  # every step is the same work
+    batch = EditBatch.cat([_sample(seed, size) for seed in range(batch_size)]).to(DEVICE)
+    kept = editor.with_latents(batch)
+
+    def step(batch: EditBatch) -> float:
+        loss = editor.losses(batch, torch.Generator().manual_seed(0)).total
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    first, second = step(kept), step(batch)
+    result = compare(name, lambda: step(kept), lambda: step(batch), rounds, count=True)
+    result.error = abs(first - second) / abs(second)
+    result.settings |= {
+        "error": "relative, of the loss",
+        "size": list(size),
+        "batch": batch_size,
+        "trainable": sum(p.numel() for p in trainable),
+    }
+    return result
+
+
+def _sample(seed: int, size: tuple[int, int]) -> EditBatch:
+    pair = Scene(seed, size).pair()
+    return EditBatch(
+        to_unit_range(pair.source)[None],
+        [str(seed)],
+        target=to_unit_range(pair.target)[None],
+        control=sketch(pair)[None],
+        tracks=pair.tracks[None],
+        visible=pair.visible[None],
+    )
