@@ -61,8 +61,7 @@ class Throughput(Callback):
             available = precision and get_available_flops(pl_module.device, precision)
             if available:
                 figures["train/mfu"] = rate / available
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
+        pl_module.log_dict(figures, batch_size=len(batch))
         self._restart(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

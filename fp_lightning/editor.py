@@ -22,7 +22,7 @@ from fp_lightning.matching_loss import FORMS, MatchingForm
 from fp_lightning.points import DragPoints
 from fp_lightning.specialise import specialise
 from fp_lightning.types import EditBatch
-from fp_lightning.unet import FramePainterUNet
+from fp_lightning.unet import DeepFeatures, FramePainterUNet
 
 logger = logging.getLogger(__name__)
 FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION = 6.0, 128.0, 0.02  # micro-conditioning as released; FPS_ID is fps − 1
@@ -282,14 +282,22 @@ class FramePainter(nn.Module):
         return batch.control if self.training or valid.any() else None, valid
 
     def denoise(
-        self, x: Tensor, sigma: Tensor, condition: Condition, correspondence: Correspondence | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        condition: Condition,
+        correspondence: Correspondence | None = None,
+        deep: DeepFeatures | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """D(x; σ): noisy scaled latents [b, 2, 4, h, w] at levels [b] → clean ones, and the layers' matching losses."""
+        """D(x; σ): noisy scaled latents [b, 2, 4, h, w] at levels [b] → clean ones, and the layers' matching losses.
+
+        `deep`: see `FramePainterUNet.forward`.
+        """
         levels = sigma.view(-1, 1, 1, 1, 1)
         c_skip, c_out, c_in, _ = edm.scalings(levels)
         c_noise = edm.scalings(sigma).c_noise
         response, points = None, None
-        if condition.control is not None:
+        if condition.control is not None and not (deep and deep.reuse):
             response = self._response(condition.control, c_noise)
         if condition.points is not None and condition.points_valid is not None:
             height, width = (extent * self.vae_stride for extent in condition.image_latents.shape[-2:])
@@ -306,6 +314,7 @@ class FramePainter(nn.Module):
             correspondence,
             points,
             self.matching_loss,
+            deep,
         )
         return c_skip * x + c_out * output.float(), losses
 

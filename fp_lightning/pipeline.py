@@ -235,6 +235,7 @@ class FramePainterPipeline(DiffusionPipeline):
         control_scale: float = 1.0,
         solver: SolverName = "euler",
         guidance_interval: tuple[float, float] | None = None,
+        reuse: int = 1,
         height: int | None = None,
         width: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -253,7 +254,7 @@ class FramePainterPipeline(DiffusionPipeline):
                 strokes are united.
             coarse: the image with parts moved roughly where they shall be, see `coarse_image`.
             points: drags, rows of (x_src, y_src, x_tgt, y_tgt) in pixels of the image, see `drags`.
-            num_inference_steps, guidance_scale, control_scale, solver, guidance_interval: see `Sampling`.
+            num_inference_steps, guidance_scale, control_scale, solver, guidance_interval, reuse: see `Sampling`.
             height, width: pixels at which the network works, in place of the pipeline's `size`.
             generator: one for all, or one an image; on the CPU. None draws new noise at every call.
             keep_unedited: paste the photo back, to the last bit, where the edit did not change it, with a soft
@@ -290,7 +291,7 @@ class FramePainterPipeline(DiffusionPipeline):
         if not isinstance(generator, list):
             generator = self._one_each(generator or torch.Generator().manual_seed(torch.seed() >> 1), len(images))
         editor = self.editor
-        settings = Sampling(num_inference_steps, guidance_scale, control_scale, solver, guidance_interval)
+        settings = Sampling(num_inference_steps, guidance_scale, control_scale, solver, guidance_interval, reuse)
         size = (height or self.config.size[0], width or self.config.size[1])
         editor.check_size(size)
         samples = [

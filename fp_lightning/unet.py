@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from diffusers import ModelMixin, UNetSpatioTemporalConditionModel  # noqa: F401  (pipelines look for ModelMixin here)
 from diffusers.configuration_utils import register_to_config
@@ -22,6 +25,17 @@ from fp_lightning.matching import (
 from fp_lightning.matching_loss import MatchingForm
 from fp_lightning.points import DragPoints, copy_tokens
 from fp_lightning.specialise import specialise
+
+
+@dataclass
+class DeepFeatures:
+    """What the finest up block got from the deeper ones at the last whole call, for calls that reuse it.
+
+    DeepCache (Ma et al. 2023, arXiv 2312.00858): between neighbouring noise levels deep features change little.
+    """
+
+    features: Tensor | None = None  # [b · 2, c, h, w]
+    reuse: bool = False  # the next call takes them as they are; else it is whole and renews them
 
 
 class FramePainterUNet(UNetSpatioTemporalConditionModel):
@@ -75,6 +89,8 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
         specialise(self)
         self._control: tuple[Tensor, Tensor] | None = None
         self._points: DragPoints | None = None
+        self._deep: DeepFeatures | None = None
+        self.up_blocks[-1].register_forward_pre_hook(self._keep, with_kwargs=True)
         self.down_blocks[0].register_forward_hook(self._inject)
         for block in self.modules():
             if isinstance(block, TransformerSpatioTemporalModel):
@@ -114,6 +130,7 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
         correspondence: Correspondence | None = None,
         points: DragPoints | None = None,
         matching_form: MatchingForm = "squared",
+        deep: DeepFeatures | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One call of the network F.
 
@@ -128,6 +145,8 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
             points: copies tokens at the output of every attention block, spatial and temporal attention at
                 one place (16 in SVD).
             matching_form: of the matching losses, see `matching_loss`.
+            deep: keeps the deep features, or says that those kept stand in for all but the finest blocks; the
+                control response, which enters below those, is then the one that they were made with.
 
         Returns:
             The output [b, 2, out_channels, h, w], and the matching loss of each layer by name.
@@ -138,12 +157,44 @@ class FramePainterUNet(UNetSpatioTemporalConditionModel):
                 attn.processor.call = call
         if response is not None and control_scale is not None:
             self._control = (response, control_scale)
-        self._points = points
+        self._points, self._deep = points, deep
         try:
-            output = super().forward(sample, c_noise, embedding, added_time_ids, return_dict=False)[0]
+            if deep is not None and deep.reuse:
+                output = self._finest(sample, c_noise, embedding, added_time_ids, deep)
+            else:
+                output = super().forward(sample, c_noise, embedding, added_time_ids, return_dict=False)[0]
         finally:
-            self._control, self._points, call.open = None, None, False
+            self._control, self._points, self._deep, call.open = None, None, None, False
         return output, call.losses
+
+    def _finest(
+        self, sample: Tensor, c_noise: Tensor, embedding: Tensor, added_time_ids: Tensor, deep: DeepFeatures
+    ) -> Tensor:
+        """The call without the deeper blocks, as `UNetSpatioTemporalConditionModel.forward` does it otherwise."""
+        assert deep.features is not None, "a whole call comes first"
+        down, up = self.down_blocks[0], self.up_blocks[-1]
+        ids = self.add_time_proj(added_time_ids.flatten()).unflatten(0, added_time_ids.shape).flatten(1)
+        level = self.time_embedding(self.time_proj(c_noise).to(sample.dtype))
+        level = (level + self.add_embedding(ids.to(level.dtype))).repeat_interleave(FRAMES, 0)
+        context, images = embedding.repeat_interleave(FRAMES, 0), sample.new_zeros(sample.shape[:2])
+        x = self.conv_in(sample.flatten(0, 1))
+        skips = [x]
+        for resnet, attention in zip(down.resnets, down.attentions, strict=True):
+            x = attention(resnet(x, level, images), context, images, return_dict=False)[0]
+            skips.append(x)
+        x = up(
+            hidden_states=deep.features,
+            temb=level,
+            res_hidden_states_tuple=tuple(skips),
+            encoder_hidden_states=context,
+            image_only_indicator=images,
+        )
+        return self.conv_out(self.conv_act(self.conv_norm_out(x))).unflatten(0, sample.shape[:2])
+
+    def _keep(self, block: nn.Module, args, kwargs: dict[str, Any]) -> None:
+        """Keeps what the finest up block is given."""
+        if self._deep is not None:
+            self._deep.features = kwargs["hidden_states"]
 
     def _inject(self, block: nn.Module, args, output: tuple[Tensor, tuple[Tensor, ...]]):
         """Adds the control response after the first block; its skip features never see it."""

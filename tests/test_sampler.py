@@ -11,6 +11,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.sampler import Sampling, guidance_weights, guided, sample
 from fp_lightning.solvers import SOLVERS
 from fp_lightning.types import EditBatch
+from fp_lightning.unet import DeepFeatures
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -144,9 +145,45 @@ def test_every_solver_draws_an_edit(solver):
     ("options", "message"),
     [
         ({"solver": "rk4"}, "solver must be one of euler, heun, dpmpp_2m, got 'rk4'"),
+        ({"reuse": 0}, "reuse must be 1, which reuses nothing, or more, got 0"),
         ({"guidance_interval": (5.0, 1.0)}, "guidance_interval must be two noise levels"),
     ],
 )
 def test_settings_that_mean_nothing_are_named(options, message):
     with pytest.raises(InputError, match=message):
         Sampling(**options)
+
+
+def test_the_finest_blocks_over_fresh_deep_features_are_the_whole_network():
+    editor, batch = make_editor(), make_batch(1, points=2)
+    condition, x, sigma = condition_of(editor, batch), torch.randn(1, 2, 4, 16, 16), torch.ones(1)
+    deep = DeepFeatures()
+    with torch.no_grad():
+        whole = editor.denoise(x, sigma, condition, deep=deep)[0]
+        deep.reuse = True
+        again = editor.denoise(x, sigma, condition, deep=deep)[0]
+        other = editor.denoise(x, sigma * 2, condition, deep=deep)[0]
+    torch.testing.assert_close(again, whole, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(other, editor.denoise(x, sigma * 2, condition)[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_reuse_makes_deep_features_every_so_often(monkeypatch, guidance):
+    editor, batch = make_editor(), make_batch(1, size=32)
+    seen = []
+    editor.unet.mid_block.register_forward_pre_hook(lambda *_: seen.append(1))
+    sample(editor, batch, Sampling(7, guidance_scale=guidance, reuse=3), generators(0))
+    assert len(seen) == 3
+    sample(editor, batch, Sampling(7, guidance_scale=guidance), generators(0))
+    assert len(seen) == 3 + 7
+
+
+def test_reused_features_fit_when_guidance_begins_and_ends():
+    """It begins with one half kept, which is too little, and ends with two, of which one is taken."""
+    editor, batch = make_editor(), make_batch(2, size=32)
+    sigmas = edm.karras_sigmas(6, *editor.sigma_range).tolist()
+    seen = []
+    editor.unet.mid_block.register_forward_pre_hook(lambda *_: seen.append(1))
+    settings = Sampling(6, guidance_interval=(sigmas[2], sigmas[1]), reuse=10)
+    assert sample(editor, batch, settings, generators(0, 1)).isfinite().all()
+    assert len(seen) == 2
