@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
@@ -14,6 +15,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from fp_lightning import edm
 from fp_lightning.backbone import SVD, load_backbone, saved_settings
+from fp_lightning.condition import Condition
 from fp_lightning.control import INJECTION_FACTOR, ControlEncoder
 from fp_lightning.errors import InputError
 from fp_lightning.latents import fingerprint
@@ -35,53 +37,6 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def uploaded(x: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on `device`; a GPU does not keep the host waiting for it."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
-@dataclass(frozen=True)
-class Condition:
-    """All that the network is told besides the noisy latents."""
-
-    embedding: Tensor  # [b, 1, d] image embedding of the source
-    image_latents: Tensor  # [b, 4, h, w] unscaled latents of the source with a little noise
-    added_time_ids: Tensor  # [b, 3]: fps − 1, motion bucket, noise augmentation
-    control: Tensor | None  # [b, 3, H, W] in [0, 1]; fewer are those of the last samples, the others have none
-    control_valid: Tensor  # bool [b]: the sample has a control image
-    control_scale: Tensor  # [b] factor of all that the user drew: the control response and the dragged tokens
-    points: Tensor | None  # [b, p, 4] as (x_src, y_src, x_tgt, y_tgt) in pixels
-    points_valid: Tensor | None  # bool [b, p]
-
-    def dropped(self, embedding: Tensor, image_latents: Tensor, control: Tensor) -> Condition:
-        """The condition with parts zeroed where the bool [b] masks are true; `control` drops the points too."""
-
-        def zero(x: Tensor, mask: Tensor) -> Tensor:
-            return x.masked_fill(mask.view(-1, *[1] * (x.ndim - 1)), 0)
-
-        return replace(
-            self,
-            embedding=zero(self.embedding, embedding),
-            image_latents=zero(self.image_latents, image_latents),
-            control_scale=zero(self.control_scale, control),
-        )
-
-    def unconditional(self) -> Condition:
-        """The other half of guidance: no embedding, no image latents, neither control nor points."""
-        everywhere = torch.ones_like(self.control_scale, dtype=torch.bool)
-        return self.dropped(everywhere, everywhere, everywhere)
-
-    @staticmethod
-    def cat(first: Condition, second: Condition) -> Condition:
-        """Both in one batch.
-
-        Raises:
-            ValueError: control or points are present in one and absent in the other.
-        """
-        joined: dict[str, Any] = {}
-        for f in fields(Condition):
-            present = [value for c in (first, second) if (value := getattr(c, f.name)) is not None]
-            if len(present) == 1:
-                raise ValueError(f"{f.name} is present in one of two conditions")
-            joined[f.name] = torch.cat(present) if present else None
-        return Condition(**joined)
 
 
 @dataclass(frozen=True)
@@ -245,8 +200,10 @@ class FramePainter(nn.Module):
 
         Points without `points_valid` are all valid.
         """
-        noisy = batch.source + augmentation[:, None, None, None] * noise
-        return self._condition(batch, self.encode(noisy), augmentation, control_scale)
+        return self._condition(batch, self._encode_noisy(batch, noise, augmentation), augmentation, control_scale)
+
+    def _encode_noisy(self, batch: EditBatch, noise: Tensor, level: Tensor) -> Tensor:
+        return self.encode(batch.source + level[:, None, None, None] * noise)
 
     def _condition(
         self, batch: EditBatch, image_latents: Tensor, augmentation: Tensor, control_scale: float = 1.0
@@ -341,19 +298,19 @@ class FramePainter(nn.Module):
             return self.condition(batch, uploaded(noise, device), uploaded(level, device))
         draw = torch.randint(self.augmentation_draws, (count,), generator=generator)
         if batch.image_latents is None or batch.augmentation is None:
-            drawn = [
-                self._draw(name, k, batch.source.shape[1:]) for name, k in zip(batch.name, draw.tolist(), strict=True)
-            ]
-            noise, level = (uploaded(torch.stack(values), device) for values in zip(*drawn, strict=True))
-            return self.condition(batch, noise, level)
+            return self.condition(batch, *self._drawn(batch, draw.tolist()))
         chosen = torch.arange(count, device=device), uploaded(draw, device)
         return self._condition(batch, batch.image_latents[chosen], batch.augmentation[chosen])
 
-    def _draw(self, name: str, k: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Noise k of the sample called `name`, and its level; on the CPU."""
-        generator = edm.seeded_generator("augmentation", name, k)
-        level = edm.log_normal((), self.augmentation_mean, self.augmentation_std, generator)
-        return torch.randn(shape, generator=generator), level
+    def _drawn(self, batch: EditBatch, draws: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Each sample's own noise of the given number, [b, 3, h, w], and its level [b]."""
+        noises, levels = [], []
+        for name, draw in zip(batch.name, draws, strict=True):
+            generator = edm.seeded_generator("augmentation", name, draw)
+            levels.append(edm.log_normal((), self.augmentation_mean, self.augmentation_std, generator))
+            noises.append(torch.randn(batch.source.shape[1:], generator=generator))
+        device = batch.source.device
+        return uploaded(torch.stack(noises), device), uploaded(torch.stack(levels), device)
 
     def latent_settings(self) -> dict[str, object]:
         """All that `with_latents` depends on but the batch."""
@@ -370,10 +327,9 @@ class FramePainter(nn.Module):
         if self.augmentation_draws is None:
             return made
         encoded, levels = [], []
-        for k in range(self.augmentation_draws):
-            drawn = [self._draw(name, k, batch.source.shape[1:]) for name in batch.name]
-            noise, level = (torch.stack(values).to(batch.source.device) for values in zip(*drawn, strict=True))
-            encoded.append(self.encode(batch.source + level[:, None, None, None] * noise))
+        for draw in range(self.augmentation_draws):
+            noise, level = self._drawn(batch, [draw] * len(batch))
+            encoded.append(self._encode_noisy(batch, noise, level))
             levels.append(level)
         return replace(made, image_latents=torch.stack(encoded, 1), augmentation=torch.stack(levels, 1))
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic, written_beside
-from fp_lightning.types import EditBatch
+from fp_lightning.types import EditBatch, to_uint8
 
 FORMAT = 1  # of the files, and of how images become tensors; raise it when either changes
 FIELDS = ("latents", "embedding", "image_latents", "augmentation")  # of `EditBatch`
@@ -74,7 +74,7 @@ class LatentStore:
 def checksum(batch: EditBatch) -> str:
     """Of the images of a batch of one, in 8 bits a value, from which they came."""
     images = torch.cat([x for x in (batch.source, batch.target) if x is not None]).cpu()
-    return f"{zlib.crc32(((images + 1) * 127.5).round().to(torch.uint8).numpy().tobytes()):08x}"
+    return f"{zlib.crc32(to_uint8(images).numpy().tobytes()):08x}"
 
 
 def fingerprint(*networks: nn.Module) -> str:

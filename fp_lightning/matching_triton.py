@@ -74,6 +74,14 @@ def _slots(block, order, target, count, pair, heads, n, size: tl.constexpr):
 
 
 @triton.jit
+def _kept(query, normaliser, mean, gradient, place, live, width: tl.constexpr):
+    """Of rows: the query, what the forward pass kept, and the gradient of the loss; 0 where not `live`."""
+    z = tl.load(normaliser + place, mask=live, other=0.0)
+    average = tl.load(mean + place, mask=live, other=0.0)
+    return _load(query, place, live, width), z, average, tl.load(gradient + place, mask=live, other=0.0)
+
+
+@triton.jit
 def _slope(q, k, column, here, z, average, g, scale, m, squared: tl.constexpr, precision: tl.constexpr):
     """The gradient of the logits [rows, columns] times `scale`."""
     logits = tl.dot(q, tl.trans(k), input_precision=precision) * scale
@@ -134,10 +142,7 @@ def _query_gradient(
         return
     row, here, live = _slots(block, order, target, count, pair, heads, n, rows)
     place = pair * n + row
-    q = _load(query, place, live, width)
-    z = tl.load(normaliser + place, mask=live, other=0.0)
-    average = tl.load(mean + place, mask=live, other=0.0)
-    g = tl.load(gradient + place, mask=live, other=0.0)
+    q, z, average, g = _kept(query, normaliser, mean, gradient, place, live, width)
     sums = tl.zeros([rows, width], tl.float32)
     for start in range(0, m, columns):
         column = start + tl.arange(0, columns)
@@ -162,10 +167,7 @@ def _key_gradient(
     for start in range(0, visible, rows):
         row, here, live = _slots(start // rows, order, target, count, pair, heads, n, rows)
         place = pair * n + row
-        q = _load(query, place, live, width)
-        z = tl.load(normaliser + place, mask=live, other=0.0)
-        average = tl.load(mean + place, mask=live, other=0.0)
-        g = tl.load(gradient + place, mask=live, other=0.0)
+        q, z, average, g = _kept(query, normaliser, mean, gradient, place, live, width)
         slope = _slope(q, k, column, here, z, average, g, scale, m, squared, precision)
         sums += tl.dot(tl.trans(slope).to(q.dtype), q, input_precision=precision)
     wide = tl.arange(0, width)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fp_lightning import edm
-from fp_lightning.editor import NOISE_AUGMENTATION, Condition, FramePainter
+from fp_lightning.condition import Condition
+from fp_lightning.editor import NOISE_AUGMENTATION, FramePainter
 from fp_lightning.errors import InputError
 from fp_lightning.matching import FRAMES
 from fp_lightning.solvers import SOLVERS, Denoise, Progress, SolverName
@@ -91,6 +92,29 @@ def guided(editor: FramePainter, condition: Condition, weights: Sequence[float],
     return denoise
 
 
+def prepare(
+    editor: FramePainter, batch: EditBatch, settings: Sampling, generators: Sequence[torch.Generator]
+) -> tuple[Condition, list[float], Tensor, Tensor]:
+    """What a solver starts from: the condition, the guidance weights, the noise levels, the state at the first of them.
+
+    Arguments and errors are `sample_latents`'.
+    """
+    height, width = batch.source.shape[-2:]
+    editor.check_size((height, width))
+    device, stride = batch.source.device, editor.vae_stride
+
+    def normal(shape: tuple[int, ...]) -> Tensor:
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+
+    augmentation = torch.full((len(batch),), NOISE_AUGMENTATION, device=device)
+    condition = editor.condition(batch, normal((3, height, width)), augmentation, settings.control_scale)
+    sigmas = edm.karras_sigmas(settings.num_inference_steps, *editor.sigma_range)
+    weights = guidance_weights(settings.guidance_scale, sigmas[:-1].tolist(), settings.guidance_interval)
+    sigmas = sigmas.to(device)
+    shape = (2, editor.unet.config.out_channels, height // stride, width // stride)
+    return condition, weights, sigmas, normal(shape) * (sigmas[0] ** 2 + 1).sqrt()
+
+
 @torch.no_grad()
 def sample_latents(
     editor: FramePainter,
@@ -109,20 +133,7 @@ def sample_latents(
     Raises:
         InputError: height or width does not fit the network.
     """
-    height, width = batch.source.shape[-2:]
-    editor.check_size((height, width))
-    device, stride = batch.source.device, editor.vae_stride
-
-    def normal(shape: tuple[int, ...]) -> Tensor:
-        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
-
-    augmentation = torch.full((len(batch),), NOISE_AUGMENTATION, device=device)
-    condition = editor.condition(batch, normal((3, height, width)), augmentation, settings.control_scale)
-    sigmas = edm.karras_sigmas(settings.num_inference_steps, *editor.sigma_range)
-    weights = guidance_weights(settings.guidance_scale, sigmas[:-1].tolist(), settings.guidance_interval)
-    sigmas = sigmas.to(device)
-    shape = (2, editor.unet.config.out_channels, height // stride, width // stride)
-    x = normal(shape) * (sigmas[0] ** 2 + 1).sqrt()
+    condition, weights, sigmas, x = prepare(editor, batch, settings, generators)
     return SOLVERS[settings.solver](guided(editor, condition, weights, settings.reuse), x, sigmas, progress)
 
 

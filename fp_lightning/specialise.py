@@ -3,7 +3,7 @@
 Nothing here approximates. With one key a softmax is 1, so cross-attention is a vector a sample, whatever asks
 (no query, no norm before it). With two frames a softmax is a sigmoid, for which the difference of both keys is
 enough; the two outputs of a (3, 1, 1) convolution take three products instead of six; and nearest upsampling
-before a 3 × 3 convolution is one transposed convolution with 4 instead of 9 taps an output pixel.
+before a 3 × 3 convolution is four 2 × 2 ones, 4 instead of 9 taps an output pixel.
 
 Each shortcut is a subclass of the module whose place it takes, over that module's own parameters: names,
 shapes, hooks and adapters stay, and an input that is not two frames or one token takes the general way.
@@ -26,8 +26,9 @@ from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
 from torch import Tensor, nn
 
+from fp_lightning.matching import FRAMES
+
 M = TypeVar("M", bound=nn.Module)
-FRAMES = 2
 _FEWEST = 600  # pixels for which it pays to add up an upsampling kernel
 _ROWS = 1280  # tokens that a CPU takes through a feed-forward at a time
 

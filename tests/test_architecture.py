@@ -8,22 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+MATHEMATICS = {"control", "matching", "matching_loss", "matching_triton", "points", "specialise"}
 LAYERS = [  # a module imports from its own row and those above
-    {"errors", "types", "edm", "solvers", "files", "tensorfiles", "model_card", "latents"},
-    {
-        "images",
-        "blend",
-        "control",
-        "matching",
-        "matching_loss",
-        "matching_triton",
-        "points",
-        "specialise",
-        "shards",
-        "scenes",
-        "signals",
-        "metrics",
-    },
+    {"errors", "types", "edm", "solvers", "condition", "files", "tensorfiles", "model_card", "latents"},
+    MATHEMATICS | {"images", "blend", "shards", "scenes", "signals", "metrics"},
     {"unet", "pairs", "report"},
     {"backbone", "folders", "tiny", "autoencoder"},
     {"editor"},
@@ -34,19 +22,8 @@ LAYERS = [  # a module imports from its own row and those above
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 DATA_ROOMS = {"pairs", "signals", "shards", "scenes"}
-NETWORK = {
-    *(
-        "control",
-        "matching",
-        "matching_loss",
-        "matching_triton",
-        "points",
-        "specialise",
-        "unet",
-        "backbone",
-        "tiny",
-        "autoencoder",
-    ),
+NETWORK = MATHEMATICS | {
+    *("condition", "unet", "backbone", "tiny", "autoencoder"),
     *("editor", "sampler", "pipeline", "module", "convert", "folders"),
 }
 

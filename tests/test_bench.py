@@ -76,6 +76,12 @@ def test_counts_are_of_the_work_alone():
     assert peak_bytes(lambda: ((x @ x.T) * 2).sum()) == pytest.approx(2 * 4 * 100 * 100, abs=100)  # both, and the sum
 
 
+def test_attention_is_counted_on_every_device():
+    q, k = torch.randn(1, 2, 100, 16), torch.randn(1, 2, 200, 16)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert flops(lambda: attention(q, k, k)) == 2 * 2 * 2 * 100 * 200 * 16
+
+
 def test_the_dense_loss_is_what_ours_is_held_against(monkeypatch):
     for name, value in {"TOKENS": 64, "HEADS": 2, "WIDTH": 16}.items():
         monkeypatch.setattr(matching_module, name, value)

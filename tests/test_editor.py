@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import make_batch, make_editor
 
+from fp_lightning.condition import Condition
 from fp_lightning.control import ControlEncoder
-from fp_lightning.editor import Condition
 from fp_lightning.errors import InputError
 from fp_lightning.types import EditBatch
 from fp_lightning.unet import FramePainterUNet

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fp_lightning import edm
-from fp_lightning.backbone import load_backbone
 from fp_lightning.bench.measure import Result, compare
 from fp_lightning.bench.networks import DEVICE, full_editor, full_unet
-from fp_lightning.editor import Condition, FramePainter
-from fp_lightning.sampler import Sampling, guidance_weights, sample_latents
+from fp_lightning.condition import Condition
+from fp_lightning.editor import FramePainter, build_editor
+from fp_lightning.sampler import Sampling, prepare, sample_latents
 from fp_lightning.solvers import euler
 from fp_lightning.specialise import generalise, specialise
 from fp_lightning.types import EditBatch
@@ -46,11 +45,10 @@ def unet(rounds: int) -> list[Result]:
 
 def edit(rounds: int) -> list[Result]:
     """25 guided steps and the decoded image, against a pipeline that does what is asked at every step."""
-    backbone = load_backbone("tiny", "random")
+    tiny = build_editor("tiny", "random").eval().to(DEVICE)
     with torch.no_grad():
-        for parameter in backbone.unet.conv_out.parameters():
+        for parameter in tiny.unet.conv_out.parameters():
             parameter.normal_(std=0.05)
-    tiny = FramePainter(*vars(backbone).values()).eval().to(DEVICE)
     return [
         _edit("edit/tiny", tiny, (64, 64), rounds),
         _edit("edit/full", full_editor() if DEVICE == "cpu" else full_editor().to(TYPE), FULL_SIZE, rounds),
@@ -79,14 +77,8 @@ def _edit(name: str, editor: FramePainter, size: tuple[int, int], rounds: int) -
 
 def plain_latents(editor: FramePainter, batch: EditBatch, settings: Sampling, generator: torch.Generator) -> Tensor:
     """Guided sampling as pipelines do it: both halves at every step, the control encoder for both."""
-    (height, width), stride = batch.source.shape[-2:], editor.vae_stride
-    noise = torch.randn(1, 3, height, width, generator=generator).to(DEVICE)
-    condition = editor.condition(batch, noise, torch.full((1,), 0.02, device=DEVICE), settings.control_scale)
-    both, steps = Condition.cat(condition.unconditional(), condition), settings.num_inference_steps
-    sigmas = edm.karras_sigmas(steps, *editor.sigma_range).to(DEVICE)
-    shape = 1, 2, editor.unet.config.out_channels, height // stride, width // stride
-    weights = guidance_weights(settings.guidance_scale, sigmas[:-1].tolist())
-    start = torch.randn(shape, generator=generator).to(DEVICE) * (sigmas[0] ** 2 + 1).sqrt()
+    condition, weights, sigmas, start = prepare(editor, batch, settings, [generator])
+    both = Condition.cat(condition.unconditional(), condition)
 
     def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
         without, given = editor.denoise(torch.cat([x, x]), sigma.expand(2), both)[0].chunk(2)

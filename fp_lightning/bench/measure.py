@@ -10,11 +10,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_backward_flop, sdpa_flop
-
-_ops = torch.ops.aten  # the CPU's attention, which torch does not count by itself
-register_flop_formula(_ops._scaled_dot_product_flash_attention_for_cpu, get_raw=True)(sdpa_flop)
-register_flop_formula(_ops._scaled_dot_product_flash_attention_for_cpu_backward, get_raw=True)(sdpa_backward_flop)
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass

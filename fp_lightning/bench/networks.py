@@ -9,7 +9,6 @@ from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from fp_lightning.backbone import Backbone
 from fp_lightning.control import ControlEncoder
 from fp_lightning.editor import FramePainter
 from fp_lightning.unet import FramePainterUNet
@@ -49,16 +48,8 @@ def full_editor() -> FramePainter:
             )
         )
         control = ControlEncoder()
-    scheduler = EulerDiscreteScheduler(
-        prediction_type="v_prediction",
-        timestep_type="continuous",
-        use_karras_sigmas=True,
-        sigma_min=0.002,
-        sigma_max=700.0,
-    )
-    return FramePainter(
-        *vars(Backbone(full_unet(), filled(control), filled(vae), filled(tower), scheduler)).values()
-    ).eval()
+    scheduler = EulerDiscreteScheduler(sigma_min=0.002, sigma_max=700.0)  # of which an editor takes the range alone
+    return FramePainter(full_unet(), filled(control), filled(vae), filled(tower), scheduler).eval()
 
 
 @torch.no_grad()

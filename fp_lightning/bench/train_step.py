@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from fp_lightning.backbone import load_backbone
 from fp_lightning.bench.measure import Result, compare
 from fp_lightning.bench.networks import DEVICE, full_editor
-from fp_lightning.editor import FramePainter
+from fp_lightning.editor import FramePainter, build_editor
 from fp_lightning.matching import MatchingAttnProcessor, spatial_attentions
 from fp_lightning.scenes import Scene
 from fp_lightning.signals.sketch import sketch
@@ -20,7 +19,7 @@ BATCH = {"tiny": 8, "full": 1}
 def train_step(rounds: int) -> list[Result]:
     """Losses, gradients and a step of AdamW: the tiny build, and SVD's full size of which the matching branch and the
     control encoder train, so that 24 GB suffice."""
-    tiny = FramePainter(*vars(load_backbone("tiny", "random")).values(), augmentation_draws=4)
+    tiny = build_editor("tiny", "random", augmentation_draws=4)
     result = [_step("train-step/tiny", tiny.to(DEVICE), SIZES["tiny"], BATCH["tiny"], rounds)]
     full = full_editor()
     full.augmentation_draws = 4
