@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_backward_flop, sdpa_flop
 
 MatchingForm = Literal["squared", "cross_entropy"]
 FORMS: tuple[MatchingForm, ...] = ("squared", "cross_entropy")
@@ -155,8 +155,10 @@ def _(gradient, query, key, index, *args, out_val=None, **kwargs) -> int:
     return 3 * _products(query, index, key.shape[2])
 
 
-# the CPU's attention, which torch does not count by itself
-register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, get_raw=True)(sdpa_flop)
-register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward, get_raw=True)(
-    sdpa_backward_flop
-)
+# the CPU's attention, which torch counts by itself from 2.15 on
+for _attention, _formula in (
+    (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, sdpa_flop),
+    (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward, sdpa_backward_flop),
+):
+    if _attention not in flop_registry:
+        register_flop_formula(_attention, get_raw=True)(_formula)
