@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from fp_lightning.matching import FRAMES
 
 M = TypeVar("M", bound=nn.Module)
-_FEWEST = 600  # pixels for which it pays to add up an upsampling kernel
+_FEWEST_UP = 600  # pixels for which it pays to add up an upsampling kernel
+_FEWEST_MIXED = 48  # pixels of a frame for which it pays to take differences of a temporal kernel
 _ROWS = 1280  # tokens that a CPU takes through a feed-forward at a time
 
 
@@ -149,15 +150,20 @@ class Blend(AlphaBlender):
 
 
 class TwoFrameConv(nn.Conv3d):
-    """A (3, 1, 1) convolution of two frames by three products: W₁(x₀ + x₁), (W₂ − W₁)x₁ and (W₀ − W₁)x₀."""
+    """A (3, 1, 1) convolution of two frames by three products: W₁(x₀ + x₁), (W₂ − W₁)x₁ and (W₀ − W₁)x₀.
+
+    On less than `_FEWEST_MIXED` pixels the differences of the weights cost more than the products saved.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2] != FRAMES or self.bias is None:
+        if x.shape[2] != FRAMES or self.bias is None or x[0, 0, 0].numel() < _FEWEST_MIXED:
             return super().forward(x)
-        before, here, after = self.weight[..., 0, 0].expand(len(x), -1, -1, -1).unbind(-1)
+        before, here, after = self.weight[..., 0, 0].unbind(-1)
+        weights = here.contiguous(), after - here, before - here
+        here, after, before = (weight.expand(len(x), -1, -1) for weight in weights)
         first, second = x.flatten(3).unbind(2)
         both = torch.baddbmm(self.bias[:, None], here, first + second)
-        frames = torch.baddbmm(both, after - here, second), torch.baddbmm(both, before - here, first)
+        frames = torch.baddbmm(both, after, second), torch.baddbmm(both, before, first)
         # in memory the frames lie before the channels, as in the spatial layers: joining them with the batch is free
         return torch.stack(frames, 1).transpose(1, 2).unflatten(3, x.shape[3:])
 
@@ -165,7 +171,7 @@ class TwoFrameConv(nn.Conv3d):
 class UpsampleConv(Upsample2D):
     """Nearest upsampling by 2 and a 3 × 3 convolution as four 2 × 2 convolutions, one for each place in a new pixel.
 
-    The 2 × 2 kernels are sums of the 3 × 3 one's, which costs as much as it saves on less than `_FEWEST` pixels.
+    The 2 × 2 kernels are sums of the 3 × 3 one's, which costs as much as it saves on less than `_FEWEST_UP` pixels.
     """
 
     def forward(self, hidden_states: Tensor, output_size=None, *args, **kwargs) -> Tensor:
@@ -176,7 +182,7 @@ class UpsampleConv(Upsample2D):
             or type(conv) is not nn.Conv2d  # an adapter
             or hasattr(conv, "_hf_hook")  # its weights are elsewhere until it is called
             or conv.kernel_size != (3, 3)
-            or hidden_states[:, 0].numel() < _FEWEST
+            or hidden_states[:, 0].numel() < _FEWEST_UP
         ):
             return super().forward(hidden_states, output_size, *args, **kwargs)
         height, width = hidden_states.shape[-2:]

@@ -163,7 +163,7 @@ def test_upsampling_in_one_step_equals_two(height, width):
 
 
 def test_temporal_convolution_takes_half_the_products():
-    conv, x = nn.Conv3d(8, 8, (3, 1, 1), padding=(1, 0, 0)), torch.randn(2, 8, 2, 5, 4)
+    conv, x = nn.Conv3d(8, 8, (3, 1, 1), padding=(1, 0, 0)), torch.randn(2, 8, 2, 7, 9)
     counts, outputs = [], []
     for kind in (nn.Conv3d, TwoFrameConv):
         conv.__class__ = kind
