@@ -51,6 +51,9 @@ class EvaluationReport(Callback):
         edit_metrics = pl_module.edit_metrics
         assert isinstance(edit_metrics, EditMetrics)
         metrics = edit_metrics.compute()  # in every process: it gathers
+        correspondence = getattr(pl_module, "correspondence_metrics", None)
+        if correspondence is not None:
+            metrics["correspondence"] = correspondence.compute()
         if not trainer.is_global_zero:
             return
         scores = edit_metrics.per_sample()
@@ -66,6 +69,7 @@ class EvaluationReport(Callback):
             metrics,
             self._samples,
             title=f"Evaluation of {run.resolve().name}",
+            correspondence=metrics.get("correspondence"),
             settings={key: value for key, value in settings.items() if value is not None},
         )
         _show(metrics, report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -18,6 +19,7 @@ from datamodules.loaders import EditLoader, EpochSampler, ResumableLoader, Share
 from datamodules.signals import SignalMix
 from datamodules.splits import SPLITS, Split, split_videos, spread
 from fp_lightning.errors import InputError
+from fp_lightning.heldout import check_list
 from fp_lightning.latents import LatentStore
 from fp_lightning.shards import PairStore
 from fp_lightning.types import EditBatch, VideoPair, to_unit_range
@@ -45,6 +47,8 @@ class EditDataModule(L.LightningDataModule):
         overfit: train, val and test on the same pairs (all, or `limit_pairs` of them).
         latents: folder that keeps what the frozen networks make of the pairs, so that training need not make it
             again at every step; "beside" is `latents` in the folder of pairs. None keeps nothing.
+        holdout: list of held-out pairs that `fp-lightning benchmark` wrote: they are the test split, and their videos
+            neither train nor validate.
         flip: mirror a training pair left to right with probability one half, before signals are drawn.
 
     Raises:
@@ -66,6 +70,7 @@ class EditDataModule(L.LightningDataModule):
         overfit: bool = False,
         flip: bool = False,
         latents: str | None = None,
+        holdout: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -80,6 +85,9 @@ class EditDataModule(L.LightningDataModule):
         self.pairs, self.size, self.batch_size, self.num_workers = pairs, size, batch_size, num_workers
         self.fractions = {"val": val_fraction, "test": test_fraction}
         self.seed, self.inputs, self.limit_pairs, self.overfit, self.flip = seed, inputs, limit_pairs, overfit, flip
+        if holdout is not None and overfit:
+            raise InputError("data.holdout and data.overfit exclude each other; leave one out")
+        self.holdout = holdout
         self.store: PairStore | None = None
         self.indices: dict[Split, list[int]] = {}  # of the store
         self.images: list[InputImage] = []
@@ -112,10 +120,17 @@ class EditDataModule(L.LightningDataModule):
         if self.overfit:
             self.indices = dict.fromkeys(SPLITS, spread(range(len(videos)), self.limit_pairs))
             return
-        parts = split_videos(sorted(set(videos)), self.fractions["val"], self.fractions["test"], self.seed)
+        held: list[int] = []
+        if self.holdout is not None:
+            by_name = {self.store.name(i): i for i in range(len(videos))}
+            held = [by_name[name] for name in check_list(self.store, by_name, Path(self.holdout))]
+        free = sorted(set(videos) - {videos[i] for i in held})
+        parts = split_videos(free, self.fractions["val"], 0 if held else self.fractions["test"], self.seed)
         for split, names in parts.items():
             members = set(names)
             self.indices[split] = spread([i for i, name in enumerate(videos) if name in members], self.limit_pairs)
+        if held:
+            self.indices["test"] = spread(held, self.limit_pairs)
 
     def _require(self, split: Split) -> None:
         if not self.length(split):

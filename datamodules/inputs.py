@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from fp_lightning.errors import InputError
-from fp_lightning.images import ROW, squeeze
+from fp_lightning.images import IMAGES, ROW, read_image, squeeze
 from fp_lightning.signals.combine import SIGNALS
-
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -68,19 +65,6 @@ def list_inputs(folder: str | None) -> list[InputImage]:
 def _probe(path: Path) -> InputImage:
     image = read_image(path)
     return InputImage(path, (image.height, image.width))
-
-
-def read_image(path: Path) -> Image.Image:
-    """A decoded image, turned upright as its EXIF says.
-
-    Raises:
-        InputError: it does not decode.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable image ({error}); save it again as PNG") from error
 
 
 def read_points(path: Path) -> Any:

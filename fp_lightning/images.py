@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from fp_lightning.errors import InputError
 from fp_lightning.types import to_uint8
 
 logger = logging.getLogger(__name__)
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 ROW = "[x_src, y_src, x_tgt, y_tgt]"
+
+
+def read_image(path: Path) -> Image.Image:
+    """A decoded image, turned upright as its EXIF says.
+
+    Raises:
+        InputError: it does not decode.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is not a readable image ({error}); save it again as PNG") from error
 
 
 def squeeze(image: Image.Image, size: tuple[int, int]) -> Tensor:

@@ -7,236 +7,165 @@ measured on images rounded to 8 bits, as users see them.
 
 from __future__ import annotations
 
-import warnings
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
-from .errors import InputError
-from .types import EditBatch, to_uint8, to_unit_range
+from fp_lightning.adherence import FARTHEST, FlowTracker, drag_distance, is_sketch, sketch_distance, tracked_drags
+from fp_lightning.bootstrap import bootstrap_means, interval
+from fp_lightning.errors import InputError
+from fp_lightning.pairs.flow import flow_estimator
+from fp_lightning.perceptual import (
+    CLIP_MODEL,
+    CLIP_WIDTH,
+    MissingWeights,
+    clip_features,
+    load_clip,
+    load_lpips,
+    lpips_maps,
+    lpips_over,
+)
+from fp_lightning.scores import EXACT, frechet_distance, frechet_of_features, mean_over, psnr, ssim_map
+from fp_lightning.types import MOVING_WIDTH, EditBatch, to_uint8, to_unit_range
 
-MSE_FLOOR = 1e-10  # of images in [0, 1]: a perfect image has a PSNR of 100 dB, and no image has more
-ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
-CLIP_MODEL, CLIP_WIDTH = "openai/clip-vit-base-patch32", 512
 COPY = "_copy_source"
-PER_IMAGE = ("ssim", "psnr", "lpips", "psnr_moving", "psnr_background")
+REGIONAL = tuple(f"{name}_{region}" for name in ("psnr", "ssim", "lpips") for region in ("moving", "background"))
+PER_IMAGE = ("ssim", "psnr", "lpips", *REGIONAL, "fidelity", "drag_distance", "sketch_distance")
 METRICS = (*PER_IMAGE, "clip_fid")
-SCORES = (*PER_IMAGE, *(name + COPY for name in PER_IMAGE))
-# Sums over images stay exact in float64, which no autocast lowers and only Apple's GPUs lack.
-EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
-
-
-def psnr(image: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio of every image, in dB: `-10 log10 MSE`.
-
-    Args:
-        image, target: float [b, c, h, w] in [0, 1].
-        region: bool [b, 1, h, w], the pixels that count; None counts them all.
-
-    Returns:
-        [b], at most 100 (MSE_FLOOR); NaN where the region is empty.
-    """
-    error = (image - target).square().mean(1, keepdim=True)
-    weight = torch.ones_like(error) if region is None else region.to(error)
-    mse = (error * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
-    return -10 * mse.clamp(min=MSE_FLOOR).log10()
-
-
-def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity of every image, [b] (Wang et al. 2004): Gaussian windows of 11 pixels, sigma 1.5.
-
-    Equal to torchmetrics' in float64, where that takes 7 s for an image of 576 × 1024. Its float32 is fast,
-    but cancellation costs it up to 0.002 where an image is flat.
-
-    Args:
-        image, target: float [b, c, h, w] in [0, 1], at least 6 pixels wide and high; edges are mirrored.
-    """
-    x, y = image.to(EXACT), target.to(EXACT)
-    window = torch.exp(-torch.arange(-5.0, 6.0, dtype=EXACT).square() / (2 * 1.5**2))
-    weights: list[float] = (window / window.sum()).tolist()
-
-    def window_mean(z: Tensor) -> Tensor:
-        height, width = z.shape[-2:]
-        z = F.pad(z, (5, 5, 5, 5), mode="reflect")
-        z = sum((w * z[..., i : i + width] for i, w in enumerate(weights)), torch.zeros(()))
-        return sum((w * z[..., i : i + height, :] for i, w in enumerate(weights)), torch.zeros(()))
-
-    mean_x, mean_y = window_mean(x), window_mean(y)
-    var_x, var_y = window_mean(x * x) - mean_x**2, window_mean(y * y) - mean_y**2
-    cov = window_mean(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    return (luminance * (2 * cov + c2) / (var_x + var_y + c2)).mean((1, 2, 3))
-
-
-def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
-    """Squared Fréchet distance of two Gaussians, with clean-fid's arithmetic (Parmar et al. 2022).
-
-    Args:
-        mean_a, mean_b: [d].
-        cov_a, cov_b: [d, d]; singular ones, from fewer than d + 1 samples, are right to about 1e-3.
-    """
-    from cleanfid.fid import frechet_distance as clean
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # clean-fid calls sqrtm as SciPy 1.17 still allows
-        arrays = [x.double().cpu().numpy() for x in (mean_a, cov_a, mean_b, cov_b)]
-        return max(0.0, float(clean(*arrays)))
-
-
-@lru_cache(maxsize=1)
-def lpips_network(weights: Path, device: torch.device) -> nn.Module:
-    """LPIPS v0.1 (Zhang et al. 2018) on AlexNet: (image, target) [b, 3, h, w] in [-1, 1] → [b, 1, 1, 1].
-
-    The linear heads ship with `lpips`; AlexNet's convolutions are read from torchvision's file, never fetched.
-    """
-    import lpips
-
-    # Layers are initialised before they are filled: the caller's random numbers must not change by that.
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips calls torchvision with arguments of long ago
-        stored = torch.load(weights, map_location="cpu", weights_only=True)
-        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-        slices = network.net.state_dict()  # slice2.3.weight is torchvision's features.3.weight
-        network.net.load_state_dict({key: stored["features." + key.partition(".")[2]] for key in slices})
-    return network.eval().requires_grad_(False).to(device)
-
-
-@lru_cache(maxsize=1)
-def clip_network(name_or_folder: str, device: torch.device, download: bool) -> Any:
-    """CLIP's image tower with its projection (`CLIPVisionModelWithProjection`), from a folder or the hub's cache.
-
-    Raises:
-        OSError: it is in neither (and may not be downloaded), or some of its weights are missing.
-        InputError: its features do not have the width of ViT-B/32's.
-    """
-    from transformers import CLIPVisionModelWithProjection
-
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-        loader: Any = CLIPVisionModelWithProjection  # its return type depends on output_loading_info
-        network, loaded = loader.from_pretrained(
-            name_or_folder, local_files_only=not download, output_loading_info=True, dtype=torch.float32
-        )
-    if loaded["missing_keys"]:
-        raise OSError(f"{name_or_folder} lacks {', '.join(sorted(loaded['missing_keys']))}")
-    if network.config.projection_dim != CLIP_WIDTH:
-        raise InputError(
-            f"clip_model must have {CLIP_WIDTH} features, {name_or_folder} has {network.config.projection_dim}; "
-            f"use {CLIP_MODEL}"
-        )
-    return network.eval().requires_grad_(False).to(device)
-
-
-def clip_features(network: Any, images: Tensor) -> Tensor:
-    """CLIP-FID's features as clean-fid takes them: bicubic to the short side, centre crop, CLIP's colours.
-
-    Args:
-        network: from `clip_network`.
-        images: uint8 [b, 3, h, w].
-
-    Returns:
-        float [b, 512], not normalised.
-    """
-    from cleanfid.resize import make_resizer
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-
-    side = network.config.image_size
-    height, width = images.shape[-2:]
-    short = min(height, width)
-    rows, columns = int(side * height / short), int(side * width / short)
-    top, left = round((rows - side) / 2), round((columns - side) / 2)
-    resize = make_resizer("PIL", True, "bicubic", (columns, rows))
-    resized = torch.stack([torch.from_numpy(resize(x)) for x in images.permute(0, 2, 3, 1).cpu().numpy()])
-    pixels = resized[:, top : top + side, left : left + side].to(images.device) / 255
-    pixels = (pixels - pixels.new_tensor(OPENAI_CLIP_MEAN)) / pixels.new_tensor(OPENAI_CLIP_STD)
-    return network(pixel_values=pixels.permute(0, 3, 1, 2).contiguous()).image_embeds
+ASKED = ("drag_distance", "sketch_distance")  # measured by estimates, which the true target calibrates
+TRUTH = "_target"
+SCORES = (*PER_IMAGE, *(name + COPY for name in PER_IMAGE), *(name + TRUTH for name in ASKED))
+GAIN = "psnr_moving_gain"
+FID_RESAMPLES = 100
+NO_TARGET = "there are no targets to compare with"
+UNDEFINED = {  # why a score that needs no network may be undefined for every image
+    "moving": "no image has a pixel known to be moving",
+    "background": "no image has a pixel known to be background",
+    "drag_distance": "no image has points, or tracks of something that moved",
+    "sketch_distance": "no image has a sketch",
+}
 
 
 class EditMetrics(Metric):
     """Scores of edited images against their targets; `compute()` is the content of metrics.json.
 
-    SSIM, PSNR and LPIPS are taken per image, then averaged over images. PSNR over moving pixels leaves out
-    images without one (`n_moving` counts the others), PSNR over the background likewise. CLIP-FID compares
-    the two sets of images and needs two or more; it is biased upwards when they are few, so compare equal n.
-    Every name that ends in `_copy_source` is the same score for the source returned unchanged, and
-    `psnr_moving_gain` is the lead over it, in dB.
+    Of every image, then averaged over images: SSIM, PSNR and LPIPS against the target, over all of it, over what
+    moves in the true pair ("moving") and over the rest ("background"); an image without such pixels is left out
+    (`n_moving` counts the others). `fidelity` is 1 − LPIPS against the source (DragDiffusion, Shi et al. 2024).
+    `drag_distance` is how far handles are found from where they should be, of the drags given, or of all that
+    truly moved where none are; `sketch_distance` how far drawn lines are from outlines of what the edit moved
+    (`fp_lightning.adherence`). CLIP-FID compares the two sets of images and needs two or more; it is biased upwards
+    when they are few, so compare equal n.
 
-    Only sums and counts are kept, so that any split over batches and processes gives one result. LPIPS and
-    CLIP run once their weights are on disk; else they are None and `not_measured` says why. The networks
+    Every name that ends in `_copy_source` is the same score for the source returned unchanged, and
+    `psnr_moving_gain` is the lead over it, in dB. Both distances rest on estimated motion: `drag_distance_target` and
+    `sketch_distance_target` are those of the true target, below which no difference means anything. `intervals`
+    holds 95 % bootstrap intervals over images: of the mean by percentiles, of CLIP-FID, whose resamples are biased,
+    the value ± 1.96 of their standard deviation.
+
+    Scores are kept by image, in an order that depends on the names alone, so that any split over batches and
+    processes gives one result, to the rounding of the networks' float32; an image that comes twice counts once.
+    LPIPS and CLIP run once their weights are on disk; else they are None and `not_measured` says why. The networks
     are cached per process, outside the module tree: no checkpoint, optimiser or copy ever holds them.
 
     Args:
         clip_model: folder or hub name of CLIP ViT-B/32.
         download: fetch missing weights on the first update instead of leaving the metric unmeasured.
+        flow: estimator for drags and sketches, one of `fp_lightning.pairs.flow.FLOWS`.
+        tracker: finds dragged points, by "flow" or by the features of Stable Diffusion ("dift").
+        dift_model: folder or hub name of Stable Diffusion 2.1, for "dift".
+        require: names, of "lpips" and "clip_fid", that must be measured.
+
+    Raises:
+        InputError: an unknown name; from `update` and `compute`, something required cannot be measured.
     """
 
     full_state_update = False
-    n: Tensor  # images
-    totals: Tensor  # [10] in the order of SCORES, as are counts
-    counts: Tensor
-    n_clip: Tensor
-    feature_totals: Tensor  # [3, 512]: edited, source, target, as are products
-    feature_products: Tensor  # [3, 512, 512]
+    rows: list[Tensor]  # [b, 2 · scores] in the order of SCORES
+    keys: list[Tensor]  # int64 [b] of their names
+    features: list[Tensor]  # [b, 3 · 512]: edited, source, target
+    feature_keys: list[Tensor]  # int64 [b]
 
-    def __init__(self, clip_model: str = CLIP_MODEL, download: bool = False) -> None:
+    def __init__(
+        self,
+        clip_model: str = CLIP_MODEL,
+        download: bool = False,
+        flow: str = "dis",
+        tracker: Literal["flow", "dift"] = "flow",
+        dift_model: str = "stabilityai/stable-diffusion-2-1",
+        require: Sequence[str] = (),
+    ) -> None:
         super().__init__()
-        self.clip_model, self.download = clip_model, download
+        unknown = set(require) - {"lpips", "clip_fid"}
+        if unknown:
+            raise InputError(f"require takes lpips and clip_fid, got {', '.join(sorted(unknown))}")
+        if tracker not in ("flow", "dift"):
+            raise InputError(f"tracker must be flow or dift, got {tracker!r}")
+        self.clip_model, self.download, self.require = clip_model, download, tuple(require)
+        self.flow, self.tracker, self.dift_model = flow, tracker, dift_model
         self._missing: dict[str, str] = {}
         self._per_sample: dict[str, dict[str, float]] = {}
-        shapes: dict[str, tuple[int, ...]] = {"n": (), "n_clip": (), "totals": (len(SCORES),), "counts": (len(SCORES),)}
-        shapes |= {"feature_totals": (3, CLIP_WIDTH), "feature_products": (3, CLIP_WIDTH, CLIP_WIDTH)}
-        for name, shape in shapes.items():
-            self.add_state(name, torch.zeros(shape, dtype=EXACT), dist_reduce_fx="sum")
+        for name in ("rows", "keys", "features", "feature_keys"):
+            self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, edited: Tensor, batch: EditBatch) -> None:
         """Adds images.
 
         Args:
             edited: float [b, 3, h, w] in [-1, 1].
-            batch: with `target`; without `moving`, the scores by region leave its images out.
+            batch: without `target`, as drag benchmarks have none, only fidelity and distances are measured;
+                without `moving`, the scores by region leave its images out.
 
         Raises:
-            ValueError: the batch has no target, or one of another shape.
+            ValueError: source or target have another shape.
         """
-        if batch.target is None or batch.target.shape != edited.shape:
-            found = "none" if batch.target is None else list(batch.target.shape)
-            raise ValueError(f"edited images {list(edited.shape)} need targets of their shape, got {found}")
-        with torch.autocast(edited.device.type, enabled=False):
-            images = [to_uint8(x) for x in (edited, batch.source, batch.target)]
-            scores = self._scores(images[0], images[2], batch.moving)
-            scores |= {k + COPY: v for k, v in self._scores(images[1], images[2], batch.moving).items()}
-            self._add_features(images)
-        table = torch.stack([scores[name].to(EXACT) for name in SCORES], dim=1)  # [b, 10]
-        # `to(EXACT)`, since `module.to(bfloat16)` lowers states too, which start as zeros.
-        self.n = self.n.to(EXACT) + len(batch)
-        self.totals = self.totals.to(EXACT) + table.nan_to_num(nan=0.0).sum(0)
-        self.counts = self.counts.to(EXACT) + (~table.isnan()).sum(0)
+        for name, image in (("source", batch.source), ("target", batch.target)):
+            if image is not None and image.shape != edited.shape:
+                raise ValueError(
+                    f"edited images {list(edited.shape)} need a {name} of their shape, got {list(image.shape)}"
+                )
+        with torch.autocast(edited.device.type, enabled=False), torch.no_grad():
+            image, source = to_uint8(edited), to_uint8(batch.source)
+            target = None if batch.target is None else to_uint8(batch.target)
+            scores = self._scores(image, source, target, batch)
+            scores |= {k + COPY: v for k, v in self._scores(source, source, target, batch).items()}
+            unknown = torch.full((2, len(batch)), torch.nan, device=edited.device)
+            truth = unknown if target is None else self._adherence(target, source, batch)
+            scores |= {name + TRUTH: values for name, values in zip(ASKED, truth, strict=True)}
+            keys = torch.tensor([name_key(name) for name in batch.name], device=edited.device)
+            if target is not None:
+                self._add_features([image, source, target], keys)
+        table = torch.stack([scores[name].to(EXACT) for name in SCORES], dim=1)
+        self.rows.append(table)
+        self.keys.append(keys)
         for name, row in zip(batch.name, table.tolist(), strict=True):
             self._per_sample[name] = {key: x for key, x in zip(SCORES, row, strict=True) if x == x}
 
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """A process that has seen nothing joins in with no rows of the right width."""
+        widths = {"rows": (len(SCORES), EXACT), "features": (3 * CLIP_WIDTH, torch.float32)}
+        for name in ("rows", "keys", "features", "feature_keys"):
+            if not getattr(self, name):
+                width, dtype = widths.get(name, (None, torch.int64))
+                shape = (0,) if width is None else (0, width)
+                setattr(self, name, [torch.zeros(shape, dtype=dtype, device=self.device)])
+        super().sync(*args, **kwargs)
+
     def compute(self) -> dict[str, Any]:
         """Scores by name over all processes; None where `not_measured` has the reason."""
-        n, n_clip = int(self.n), int(self.n_clip)
-        counts = dict(zip(SCORES, self.counts.tolist(), strict=True))
-        means = dict(zip(SCORES, (self.totals / self.counts).tolist(), strict=True))
-        elsewhere = "its weights are missing in another process"
-        reasons: dict[str, str] = {}
-        if counts["lpips"] < n:
-            reasons["lpips"] = self._missing.get("lpips", elsewhere)
-        if n_clip < n:
-            reasons["clip_fid"] = self._missing.get("clip_fid", elsewhere)
-        elif n < 2:
-            reasons["clip_fid"] = "a Fréchet distance needs two images or more"
-        for region in ("moving", "background"):
-            if not counts[f"psnr_{region}"]:
-                reasons[f"psnr_{region}"] = f"no image has a pixel known to be {region}"
-        if n == 0:
-            reasons = dict.fromkeys(METRICS, "no image was evaluated")
+        table, features = self.table(), self.feature_table()
+        n, n_clip = len(table), len(features)
+        counts = dict(zip(SCORES, (~table.isnan()).sum(0).tolist(), strict=True))
+        means = dict(zip(SCORES, table.nanmean(0).tolist(), strict=True)) if n else {}
+        reasons = self._reasons(n, n_clip, counts)
+        for name in self.require:
+            if n and name in reasons:
+                raise InputError(f"{name} is required and not measured: {reasons[name]}")
 
         result: dict[str, Any] = {"n": n, "n_moving": int(counts["psnr_moving"])}
         for which, suffix in enumerate(("", COPY)):
@@ -244,13 +173,29 @@ class EditMetrics(Metric):
                 if name in reasons:
                     result[name + suffix] = None
                 else:
-                    result[name + suffix] = self._clip_fid(which) if name == "clip_fid" else means[name + suffix]
+                    fid = name == "clip_fid"
+                    result[name + suffix] = clip_fid(features, which) if fid else means[name + suffix]
+        for name in ASKED:
+            result[name + TRUTH] = None if name in reasons or not counts[name + TRUTH] else means[name + TRUTH]
+            reasons.setdefault(name + TRUTH, reasons.get(name, NO_TARGET))
         if "psnr_moving" in reasons:
-            result["psnr_moving_gain"], reasons["psnr_moving_gain"] = None, reasons["psnr_moving"]
+            result[GAIN], reasons[GAIN] = None, reasons["psnr_moving"]
         else:
-            result["psnr_moving_gain"] = result["psnr_moving"] - result["psnr_moving" + COPY]
+            result[GAIN] = result["psnr_moving"] - result["psnr_moving" + COPY]
+        result["intervals"] = self._intervals(table, features, result)
         not_measured = {key: reasons[key.removesuffix(COPY)] for key, value in result.items() if value is None}
         return {**result, "not_measured": not_measured}
+
+    def table(self) -> Tensor:
+        """Scores [n, len(SCORES)] by image, NaN where one is undefined; the order depends on the names alone."""
+        rows = dim_zero_cat(self.rows) if len(self.rows) else torch.zeros(0, len(SCORES), dtype=EXACT)
+        return _ordered(rows, self.keys)
+
+    def feature_table(self) -> Tensor:
+        """CLIP's features [n, 3, 512] of edited, source and target, in the same order."""
+        empty = torch.zeros(0, 3 * CLIP_WIDTH)
+        rows = dim_zero_cat(self.features) if len(self.features) else empty
+        return _ordered(rows, self.feature_keys).unflatten(1, (3, CLIP_WIDTH)).to(EXACT)
 
     def per_sample(self) -> dict[str, dict[str, float]]:
         """Scores of this process's images since the last reset, by image name, then by score."""
@@ -260,65 +205,144 @@ class EditMetrics(Metric):
         super().reset()
         self._per_sample = {}
 
-    def _scores(self, image: Tensor, target: Tensor, moving: Tensor | None) -> dict[str, Tensor]:
+    def _reasons(self, n: int, n_clip: int, counts: dict[str, int]) -> dict[str, str]:
+        """Why which of METRICS has no value."""
+        if n == 0:
+            return dict.fromkeys(METRICS, "no image was evaluated")
+        elsewhere = "its weights are missing in another process"
+        reasons: dict[str, str] = {}
+        targets = counts["psnr"] > 0
+        for name in PER_IMAGE:
+            if (name.startswith("lpips") or name == "fidelity") and counts["fidelity"] < n:
+                reasons[name] = self._missing.get("lpips", elsewhere)
+            elif counts[name] == 0:
+                region = name.rpartition("_")[2]
+                reasons[name] = UNDEFINED.get(name) or (UNDEFINED.get(region) if targets else None) or NO_TARGET
+        if not targets:
+            reasons["clip_fid"] = NO_TARGET
+        elif n_clip < n:
+            reasons["clip_fid"] = self._missing.get("clip_fid", elsewhere)
+        elif n < 2:
+            reasons["clip_fid"] = "a Fréchet distance needs two images or more"
+        return reasons
+
+    def _intervals(self, table: Tensor, features: Tensor, result: dict[str, Any]) -> dict[str, list[float]]:
+        """95 % intervals of all that is measured, by name."""
+        columns = [name for name in SCORES if result.get(name) is not None]
+        if len(table) < 2:
+            return {}
+        index = [SCORES.index(name) for name in columns]
+        means = bootstrap_means(table[:, index])
+        found = {name: list(interval(means[:, i])) for i, name in enumerate(columns)}
+        if result[GAIN] is not None:
+            ours, copy = (columns.index("psnr_moving" + suffix) for suffix in ("", COPY))
+            found[GAIN] = list(interval(means[:, ours] - means[:, copy]))
+        for which, suffix in enumerate(("", COPY)):
+            value = result["clip_fid" + suffix]
+            if value is not None and len(features) > 2:
+                spread = 1.96 * clip_fid_spread(features, which)
+                found["clip_fid" + suffix] = [max(0.0, value - spread), value + spread]
+        return found
+
+    def _scores(self, image: Tensor, source: Tensor, target: Tensor | None, batch: EditBatch) -> dict[str, Tensor]:
         """PER_IMAGE scores [b] of uint8 images; NaN where one is undefined or not measured."""
-        x, y = (z.to(EXACT) / 255 for z in (image, target))
-        undefined = x.new_full((len(x),), torch.nan)
-        network = self._lpips_network(x.device)
-        return {
-            "ssim": ssim(x, y),
-            "psnr": psnr(x, y),
-            "lpips": undefined if network is None else network(to_unit_range(image), to_unit_range(target)).flatten(),
-            "psnr_moving": undefined if moving is None else psnr(x, y, moving),
-            "psnr_background": undefined if moving is None else psnr(x, y, ~moving),
-        }
-
-    def _add_features(self, images: list[Tensor]) -> None:
-        network = self._clip_network(images[0].device)
+        undefined = torch.full((len(image),), torch.nan, dtype=EXACT, device=image.device)
+        scores = dict.fromkeys(PER_IMAGE, undefined)
+        network = self._network("lpips", image.device)
+        if target is not None:
+            x, y = (z.to(EXACT) / 255 for z in (image, target))
+            similar, maps = ssim_map(x, y), []
+            scores |= {"ssim": mean_over(similar), "psnr": psnr(x, y)}
+            if network is not None:
+                maps = lpips_maps(network, to_unit_range(image), to_unit_range(target))
+                scores["lpips"] = lpips_over(maps)
+            regions = {} if batch.moving is None else {"moving": batch.moving, "background": ~batch.moving}
+            for region, mask in regions.items():
+                scores[f"psnr_{region}"] = psnr(x, y, mask)
+                scores[f"ssim_{region}"] = mean_over(similar, mask)
+                if maps:
+                    scores[f"lpips_{region}"] = lpips_over(maps, mask)
         if network is not None:
-            features = torch.stack([clip_features(network, x) for x in images]).to(EXACT)  # [3, b, 512]
-            self.n_clip = self.n_clip.to(EXACT) + features.shape[1]
-            self.feature_totals = self.feature_totals.to(EXACT) + features.sum(1)
-            self.feature_products = self.feature_products.to(EXACT) + features.mT @ features
+            pair = to_unit_range(image), to_unit_range(source)
+            scores["fidelity"] = 1 - lpips_over(lpips_maps(network, *pair))
+        return {**scores, **dict(zip(ASKED, self._adherence(image, source, batch), strict=True))}
 
-    def _clip_fid(self, which: int) -> float:
-        n = self.n_clip
-        mean = self.feature_totals / n
-        cov = (self.feature_products - n * mean[:, :, None] * mean[:, None, :]) / (n - 1)
-        return frechet_distance(mean[which], cov[which], mean[2], cov[2])
+    def _adherence(self, images: Tensor, sources: Tensor, batch: EditBatch) -> Tensor:
+        """Drag and sketch distances [2, b] of uint8 images, NaN where nothing of the kind was asked for."""
+        same = images is sources
+        rows = [self._followed(images[i], sources[i], batch, i, same) for i in range(len(images))]
+        return torch.tensor(rows, dtype=EXACT, device=images.device).T
 
-    def _lpips_network(self, device: torch.device) -> nn.Module | None:
-        if "lpips" in self._missing:
+    def _followed(self, image: Tensor, source: Tensor, batch: EditBatch, index: int, same: bool) -> tuple[float, float]:
+        size, undefined = (source.shape[-2], source.shape[-1]), float("nan")
+        drags = torch.zeros(0, 4)
+        if batch.points is not None:
+            drags = batch.points[index].float().cpu()
+            drags = drags if batch.points_valid is None else drags[batch.points_valid[index].cpu()]
+        if not len(drags) and batch.tracks is not None and batch.visible is not None:
+            drags = tracked_drags(batch.tracks[index].float().cpu(), batch.visible[index].cpu(), size)
+        control = None if batch.control is None else batch.control[index].cpu()
+        drawn = control[0] > 0 if control is not None and is_sketch(control) else None
+        if same:  # nothing has moved, which needs no estimate
+            stayed = (drags[:, :2] - drags[:, 2:]).norm(dim=1).mean().item() * MOVING_WIDTH / size[1]
+            return stayed if len(drags) else undefined, undefined if drawn is None else FARTHEST
+        before, after, estimator = source.cpu(), image.cpu(), flow_estimator(self.flow)
+        return (
+            drag_distance(self._point_tracker(image.device), before, after, drags) if len(drags) else undefined,
+            undefined if drawn is None else sketch_distance(estimator, before, after, drawn),
+        )
+
+    def _point_tracker(self, device: torch.device) -> Any:
+        if self.tracker == "flow":
+            return FlowTracker(flow_estimator(self.flow))
+        from fp_lightning.dift import load_dift
+
+        return load_dift(self.dift_model, device, self.download)
+
+    def _add_features(self, images: list[Tensor], keys: Tensor) -> None:
+        network = self._network("clip_fid", images[0].device)
+        if network is not None:
+            self.features.append(torch.cat([clip_features(network, x) for x in images], 1))
+            self.feature_keys.append(keys)
+
+    def _network(self, name: str, device: torch.device) -> Any:
+        """The network behind LPIPS or CLIP-FID; None, with the reason kept, without its weights."""
+        if name in self._missing:
             return None
-        weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET_URL.rpartition("/")[2]
         try:
-            if self.download and not weights.is_file():
-                weights.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(ALEXNET_URL, str(weights), hash_prefix="7be5be79", progress=False)
-            return lpips_network(weights, device)
-        except OSError as error:
-            failure = _line(error) if self.download else ""
-            self._missing["lpips"] = (
-                f"AlexNet's weights are not at {weights}; put {ALEXNET_URL} there, or set download: true{failure}"
-            )
-            return None
-
-    def _clip_network(self, device: torch.device) -> Any:
-        if "clip_fid" in self._missing:
-            return None
-        try:
-            return clip_network(self.clip_model, device, self.download)
-        except OSError as error:
-            from huggingface_hub.constants import HF_HUB_CACHE
-
-            failure = _line(error) if self.download or Path(self.clip_model).is_dir() else ""
-            self._missing["clip_fid"] = (
-                f"CLIP's weights are neither in a folder {self.clip_model} nor in the hub's cache {HF_HUB_CACHE}; "
-                f"run `hf download {CLIP_MODEL}`, name a folder as clip_model, or set download: true{failure}"
-            )
+            if name == "lpips":
+                return load_lpips(device, self.download)
+            return load_clip(self.clip_model, device, self.download)
+        except MissingWeights as error:
+            if name in self.require:
+                raise InputError(f"{name} is required and not measured: {error}") from error
+            self._missing[name] = str(error)
             return None
 
 
-def _line(error: OSError) -> str:
-    """The first line of an error, to be appended to a reason."""
-    return f" ({str(error).strip().splitlines()[0]})"
+def name_key(name: str) -> int:
+    """63 bits that stand for an image's name in every process."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+
+
+def _ordered(rows: Tensor, keys: list[Tensor]) -> Tensor:
+    """The rows by key, one of each."""
+    if not len(rows):
+        return rows
+    known = dim_zero_cat(keys).cpu()
+    kept, inverse = torch.unique(known, return_inverse=True)
+    first = torch.full((len(kept),), len(known)).scatter_reduce(0, inverse, torch.arange(len(known)), "amin")
+    return rows.cpu()[first]
+
+
+def clip_fid(features: Tensor, which: int = 0) -> float:
+    """CLIP-FID of features [n, 3, 512]: of the edited images (0) or the sources (1) against the targets."""
+    moments = [(x.mean(0), x.T.cov()) for x in (features[:, which], features[:, 2])]
+    return frechet_distance(*moments[0], *moments[1])
+
+
+def clip_fid_spread(features: Tensor, which: int = 0, resamples: int = FID_RESAMPLES, seed: int = 0) -> float:
+    """Standard deviation of CLIP-FID over images drawn with replacement, edited image and target together."""
+    generator, n = torch.Generator().manual_seed(seed), len(features)
+    draws = [features[torch.randint(n, (n,), generator=generator)] for _ in range(resamples)]
+    return torch.tensor([frechet_of_features(x[:, which], x[:, 2]) for x in draws]).std().item()

@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Subset
 
+from fp_lightning.correspondence import CorrespondenceMetrics
 from fp_lightning.editor import FramePainter
 from fp_lightning.edm import seeded_generator
 from fp_lightning.errors import InputError
 from fp_lightning.latents import LatentStore
+from fp_lightning.matching import spatial_attentions
 from fp_lightning.metrics import EditMetrics
 from fp_lightning.sampler import Sampling, sample
 from fp_lightning.types import EditBatch
@@ -64,6 +66,7 @@ class FramePainterModule(L.LightningModule):
         self.warmup, self.schedule, self.seed = warmup, schedule, seed
         self.sampling = sampling or Sampling()
         self.edit_metrics, self.fit_edits = metrics or EditMetrics(), fit_edits
+        self.correspondence_metrics = CorrespondenceMetrics(list(spatial_attentions(editor.unet)))
         self.strict_loading = False  # checkpoints leave frozen weights out; on_load_checkpoint is strict instead
 
     def on_fit_start(self) -> None:
@@ -106,6 +109,9 @@ class FramePainterModule(L.LightningModule):
             return {}
         edited = self._edit(batch)
         self.edit_metrics.update(edited, batch)
+        if self.trainer.state.fn != "fit":
+            noise = [seeded_generator(self.seed, "correspondence", name) for name in batch.name]
+            self.correspondence_metrics.update(self.editor, batch, noise)
         return {"edited": edited}
 
     def _edit(self, batch: EditBatch) -> Tensor:
@@ -126,9 +132,9 @@ class FramePainterModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.edit_metrics.reset()
+        self.correspondence_metrics.reset()
 
-    def on_test_epoch_start(self) -> None:
-        self.edit_metrics.reset()
+    on_test_epoch_start = on_validation_epoch_start
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

@@ -10,21 +10,33 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MATHEMATICS = {"control", "matching", "matching_loss", "matching_triton", "points", "specialise"}
 LAYERS = [  # a module imports from its own row and those above
-    {"errors", "types", "edm", "solvers", "condition", "files", "tensorfiles", "model_card", "latents"},
-    MATHEMATICS | {"images", "blend", "shards", "scenes", "signals", "metrics"},
-    {"unet", "pairs", "report"},
+    {
+        "errors",
+        "types",
+        "edm",
+        "solvers",
+        "condition",
+        "files",
+        "tensorfiles",
+        "model_card",
+        "latents",
+        "scores",
+        "bootstrap",
+    },
+    MATHEMATICS | {"images", "blend", "shards", "heldout", "scenes", "signals", "perceptual", "dift"},
+    {"unet", "pairs", "report", "adherence", "metrics"},
     {"backbone", "folders", "tiny", "autoencoder"},
     {"editor"},
-    {"sampler"},
+    {"sampler", "correspondence"},
     {"pipeline", "module"},
-    {"bench", "convert"},
+    {"bench", "convert", "evaluation"},
     {"cli", "trainer_cli", "quickstart", "__main__", "__init__"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 DATA_ROOMS = {"pairs", "signals", "shards", "scenes"}
 NETWORK = MATHEMATICS | {
     *("condition", "unet", "backbone", "tiny", "autoencoder"),
-    *("editor", "sampler", "pipeline", "module", "convert", "folders"),
+    *("editor", "sampler", "correspondence", "pipeline", "module", "convert", "folders"),
 }
 
 
@@ -61,7 +73,7 @@ def test_imports_run_one_way(path):
         if own in DATA_ROOMS:
             assert not rooms & NETWORK
     elif top == "datamodules":
-        assert rooms <= {"types", "errors", "files", "images", "latents", "signals", "shards", "scenes"}
+        assert rooms <= {"types", "errors", "files", "images", "latents", "signals", "shards", "heldout", "scenes"}
         assert "callbacks" not in outer
     else:
         assert rooms <= {"types", "errors", "files", "images", "metrics", "report"}

@@ -152,8 +152,8 @@ def test_an_evaluation_leaves_its_metrics_and_report(tmp_path, command, capsys):
     assert metrics["psnr_moving_copy_source"] == pytest.approx(12, abs=0.5)
     assert metrics["lpips"] is None
     report = (tmp_path / "report.html").read_text()
-    assert report.count("<img") == 2 * 4
-    assert "100.00 dB" in report.partition("<article>")[2]  # of the sample
+    assert report.count("<figure><img") == 2 * 4
+    assert "100.00 dB" in report.partition("<article")[2]  # of the sample
     assert "0.859" in report
     assert "report.html" in capsys.readouterr().out
 

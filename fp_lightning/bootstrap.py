@@ -1,0 +1,35 @@
+"""Bootstrap confidence intervals over images (Efron 1979): how far a mean may be off since the images are few."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RESAMPLES, LEVEL = 2000, 0.95
+
+
+def bootstrap_means(table: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
+    """Column means over images drawn with replacement, [resamples, k] of a table [n, k]; NaN entries are left out.
+
+    All columns take the same draws, so that differences of columns are paired. A function of the table's values
+    and of `seed` alone.
+    """
+    n = len(table)
+    if n == 0:
+        return table.new_full((resamples, table.shape[1]), torch.nan)
+    draws = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
+    weights = torch.zeros(resamples, n, dtype=table.dtype).scatter_add_(
+        1, draws, torch.ones_like(draws, dtype=table.dtype)
+    )
+    weights = weights.to(table.device)
+    return (weights @ table.nan_to_num(nan=0.0)) / (weights @ (~table.isnan()).to(table))
+
+
+def interval(means: Tensor, level: float = LEVEL) -> tuple[float, float]:
+    """The percentile interval of resampled means [resamples]; (NaN, NaN) if there are none."""
+    means = means[~means.isnan()]
+    if not len(means):
+        return float("nan"), float("nan")
+    tail = (1 - level) / 2
+    low, high = means.quantile(means.new_tensor([tail, 1 - tail])).tolist()
+    return low, high

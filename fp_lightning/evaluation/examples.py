@@ -1,0 +1,201 @@
+"""What is evaluated: pairs of a folder, or a drag benchmark as it was published, one batch of one at a time."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fp_lightning.errors import InputError
+from fp_lightning.heldout import check_list
+from fp_lightning.images import drags, read_image, squeeze
+from fp_lightning.shards import PairStore
+from fp_lightning.signals.combine import signal_fields
+from fp_lightning.signals.sketch import sketch
+from fp_lightning.types import EditBatch, VideoPair, to_unit_range
+
+
+class Examples(Protocol):
+    """Numbered examples with names that are fit for files and unique; more than one image may show an example."""
+
+    names: list[str]
+
+    def files(self, index: int) -> list[str]:
+        """Paths under a folder of predictions, without suffix, where the example's image may lie."""
+
+    def __getitem__(self, index: int) -> EditBatch: ...
+
+
+class PairExamples:
+    """Stored pairs, with their exact sketches as the lines that an edit should follow.
+
+    Args:
+        root: folder that `fp-lightning pairs` wrote.
+        listed: a file that `write_list` wrote: its pairs alone, in its order.
+
+    Raises:
+        InputError: no pairs, or the list does not fit them.
+    """
+
+    def __init__(self, root: str | Path, listed: Path | None = None) -> None:
+        self.store = PairStore(root)
+        by_name = {self.store.name(i): i for i in range(len(self.store))}
+        self.names = list(by_name) if listed is None else check_list(self.store, by_name, listed)
+        self.indices = [by_name[name] for name in self.names]
+
+    def files(self, index: int) -> list[str]:
+        return [self.names[index]]
+
+    def pair(self, index: int) -> VideoPair:
+        return self.store[self.indices[index]]
+
+    def __getitem__(self, index: int) -> EditBatch:
+        pair = self.pair(index)
+        return EditBatch(
+            to_unit_range(pair.source)[None],
+            [self.names[index]],
+            target=to_unit_range(pair.target)[None],
+            tracks=pair.tracks[None],
+            visible=pair.visible[None],
+            moving=pair.moving()[None],
+            **signal_fields(pair.size, sketch=sketch(pair), among=("sketch",)),
+        )
+
+
+class DragExamples:
+    """A drag benchmark: every folder below `root` that holds one of these layouts is an example.
+
+    - DragBench (Shi et al. 2024): `original_image.png`, `meta_data.pkl` with "points", handle and target in turn.
+    - VFD-Bench (Koo et al. 2025): `input.png`, `gt.png`, `mask.png`, `points.json`.
+    - ReD Bench (Zhou et al. 2025): `original_image.png`, `instruction.json` with "point_operations".
+
+    Raises:
+        InputError: there is none.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        sources = [path for name in ("original_image.png", "input.png") for path in self.root.rglob(name)]
+        self.sources = sorted(path for path in sources if _annotation(path) is not None)
+        if not self.sources:
+            raise InputError(
+                f"{root} holds no drag benchmark; expected folders of original_image.png with meta_data.pkl or "
+                "instruction.json, or of input.png with points.json"
+            )
+        self.parts = [path.parent.relative_to(self.root).parts for path in self.sources]
+        self.names = ["-".join(parts) for parts in self.parts]
+        if len(set(self.names)) < len(self.names):
+            double = next(name for name in self.names if self.names.count(name) > 1)
+            raise InputError(f"two examples of {root} would be called {double}; rename a folder")
+
+    def files(self, index: int) -> list[str]:
+        nested = "/".join(self.parts[index])
+        return [self.names[index], nested, f"{nested}/dragged_image"]
+
+    def rows(self, index: int) -> list[Any]:
+        """The drags as they are written, in pixels of the source; see `fp_lightning.images.drags`."""
+        path = _annotation(self.sources[index])
+        assert path is not None
+        try:
+            if path.suffix == ".pkl":
+                return [list(map(float, point)) for point in load_plain(path)["points"]]
+            content = json.loads(path.read_bytes())
+            if path.name == "points.json":
+                return content["points"]
+            operations = content["point_operations"]
+            ends = zip(operations["begin_points"], operations["target_points"], strict=True)
+            return [[*begin, *end] for begin, end in ends]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); fetch it again") from error
+
+    def __getitem__(self, index: int) -> EditBatch:
+        path = self.sources[index]
+        image = read_image(path)
+        size = image.height, image.width
+        points = drags(self.rows(index), size, size, str(_annotation(path)))[None]
+        truth, mask = path.with_name("gt.png"), path.with_name("mask.png")
+        target = squeeze(read_image(truth), size) if truth.is_file() else None
+        region = squeeze(read_image(mask), size)[:1] > 127 if target is not None and mask.is_file() else None
+        return EditBatch(
+            to_unit_range(squeeze(image, size))[None],
+            [self.names[index]],
+            target=None if target is None else to_unit_range(target)[None],
+            moving=None if region is None else region[None],
+            points=points,
+            points_valid=torch.ones(points.shape[:2], dtype=torch.bool),
+        )
+
+
+def _annotation(source: Path) -> Path | None:
+    """The file beside an image that says what is dragged where."""
+    known = ("points.json",) if source.name == "input.png" else ("meta_data.pkl", "instruction.json")
+    return next((path for name in known if (path := source.with_name(name)).is_file()), None)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Numbers, strings, lists, dicts and NumPy arrays; nothing that could run code."""
+
+    ALLOWED = frozenset(
+        {
+            *(("numpy", name) for name in ("ndarray", "dtype")),
+            *(("numpy._core.multiarray", name) for name in ("_reconstruct", "scalar")),
+            ("numpy._core.numeric", "_frombuffer"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy.core.", "numpy._core.")  # its name before NumPy 2
+        if (module, name) in self.ALLOWED:
+            return super().find_class(module, name)
+        if (module, name) == ("_codecs", "encode"):  # how Python 2's protocol writes bytes
+            return lambda text, encoding: text.encode("latin1")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
+
+
+def load_plain(path: Path) -> Any:
+    """A pickle of plain data.
+
+    Raises:
+        InputError: it holds anything else, which is not loaded, or is damaged.
+    """
+    try:
+        return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+    except Exception as error:  # a damaged pickle may raise anything
+        raise InputError(f"{path} is not loaded: {error}") from error
+
+
+def write_examples(examples: PairExamples | DragExamples, out: Path, seed: int = 0) -> None:
+    """Writes what a system is given, as `predict` reads it: NAME.png with NAME.sketch.png, NAME.coarse.png and
+    NAME.points.json of a pair, or NAME.points.json of a drag.
+
+    Args:
+        seed: of the points of a pair.
+    """
+    from fp_lightning.files import write_atomic
+    from fp_lightning.report import encode
+    from fp_lightning.signals.coarse import coarse_edit
+    from fp_lightning.signals.points import points
+
+    for index, name in enumerate(examples.names):
+        if isinstance(examples, DragExamples):
+            rows = examples.rows(index)
+            source = squeeze(image := read_image(examples.sources[index]), (image.height, image.width))
+        else:
+            pair = examples.pair(index)
+            source = pair.source
+            rows = points(pair, np.random.default_rng([seed, index])).tolist()
+            for signal, drawn in (("sketch", sketch(pair)), ("coarse", coarse_edit(pair))):
+                write_atomic(out / f"{name}.{signal}.png", encode(_to_uint8(drawn)))
+        write_atomic(out / f"{name}.png", encode(source))
+        if rows:
+            write_atomic(out / f"{name}.points.json", json.dumps({"points": rows}).encode())
+
+
+def _to_uint8(image: Tensor) -> Tensor:
+    return (image * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,220 @@
+"""A study among people (the paper's Table 2): which of two edits is better, blind and in random order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fp_lightning.bootstrap import bootstrap_means, interval
+from fp_lightning.errors import InputError
+from fp_lightning.evaluation.compare import check_sizes, find_predictions, folder_labels, prediction
+from fp_lightning.evaluation.examples import Examples
+from fp_lightning.files import write_atomic
+from fp_lightning.report import STYLE, data_url, signal_image
+from fp_lightning.types import to_uint8
+
+KEY_FORMAT, ANSWERS_FORMAT = "fp_lightning study key 1", "fp_lightning study answers 1"
+QUESTIONS = {  # the paper's three
+    "consistency": "Which is more consistent with the source image?",
+    "accuracy": "Which follows the instruction more accurately?",
+    "quality": "Which image has the better quality?",
+}
+CHOICES = ("left", "right", "same")
+
+
+def build_study(
+    first: Path, second: Path, examples: Examples, out: Path, count: int = 100, seed: int = 0, resize: bool = False
+) -> Path:
+    """Writes `<out>/study.html`, which shows no name of a system, and `<out>/key.json`, which raters must not see.
+
+    Args:
+        first, second: folders of predictions.
+        count: examples at most, drawn at random.
+        seed: decides which examples, their order and the sides.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: a folder or an image is missing, unreadable, doubled or of another size.
+    """
+    folders = (first, second)
+    labels = folder_labels(folders)
+    files = [find_predictions(folder, examples) for folder in folders]
+    both = [i for i, name in enumerate(examples.names) if all(name in found for found in files)]
+    if not both:
+        raise InputError(f"there is no example that both {first} and {second} have a prediction for")
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(both)[:count].tolist()
+    if not resize:
+        for folder, found in zip(folders, files, strict=True):
+            check_sizes(folder, found, examples, chosen)
+    swapped = rng.permutation(np.arange(len(chosen)) % 2).astype(bool).tolist()  # each system as often on the left
+    items, cards = [], []
+    for number, (index, swap) in enumerate(zip(chosen, swapped, strict=True)):
+        batch, name = examples[index], examples.names[index]
+        size = (batch.source.shape[-2], batch.source.shape[-1])
+        images = [prediction(found[name], size) for found in files]
+        shown = {"source": to_uint8(batch.source[0]), "instruction": signal_image(batch, 0)}
+        shown |= dict(zip(("left", "right"), images[::-1] if swap else images, strict=True))
+        items.append({"name": name, "left": labels[swap], "right": labels[not swap]})
+        cards.append(_card(number, shown))
+    key = {"format": KEY_FORMAT, "systems": labels, "seed": seed, "items": items}
+    study = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    write_atomic(out / "key.json", (json.dumps({**key, "study": study}, indent=1) + "\n").encode())
+    return write_atomic(out / "study.html", _page(study, cards).encode())
+
+
+def score_study(key: Path, answers: Sequence[Path]) -> dict[str, Any]:
+    """How often raters prefer the first system, for each question.
+
+    Someone who sees no difference counts half to each side. The 95 % interval is the bootstrap over examples, of
+    each the mean over its raters.
+
+    Returns:
+        {"systems": [first, second], "raters", "answers", "questions": {question: {"preferred", "interval",
+        "wins", "ties", "losses"}}}.
+
+    Raises:
+        InputError: a file is no key or no answers, belongs to another study, or a rater comes twice.
+    """
+    known = _read(key, KEY_FORMAT, ("study", "systems", "items"))
+    raters: dict[str, Path] = {}
+    votes = np.full((len(answers), len(known["items"]), len(QUESTIONS)), np.nan)
+    for number, path in enumerate(answers):
+        given = _read(path, ANSWERS_FORMAT, ("study", "rater", "answers"))
+        if given["study"] != known["study"]:
+            raise InputError(f"{path} answers study {given['study']}, {key} is of {known['study']}; leave it out")
+        rater = str(given["rater"])
+        if rater in raters:
+            raise InputError(f"{raters[rater]} and {path} are both of rater {rater}; leave one out")
+        raters[rater] = path
+        for position, choices in _checked(given["answers"], len(known["items"]), path):
+            first_left = known["items"][position]["left"] == known["systems"][0]
+            for column, question in enumerate(QUESTIONS):
+                choice = choices.get(question)
+                if choice is not None:
+                    votes[number, position, column] = (
+                        0.5 if choice == "same" else float((choice == "left") == first_left)
+                    )
+    if np.isnan(votes).all():
+        raise InputError("the answers hold none; ask raters to download them when they have finished")
+    per_item = torch.from_numpy(votes).nanmean(0)
+    means = bootstrap_means(per_item)
+    questions = {}
+    for column, question in enumerate(QUESTIONS):
+        cast = votes[..., column]
+        questions[question] = {
+            "preferred": float(per_item[:, column].nanmean()),
+            "interval": list(interval(means[:, column])),
+            **{name: int((cast == value).sum()) for name, value in (("wins", 1), ("ties", 0.5), ("losses", 0))},
+        }
+    total = int((~np.isnan(votes)).sum())
+    return {"systems": known["systems"], "raters": len(raters), "answers": total, "questions": questions}
+
+
+def _read(path: Path, form: str, fields: Sequence[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+        assert content["format"] == form and all(name in content for name in fields)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
+        what = "key of a study (key.json)" if form == KEY_FORMAT else "file of answers that the study's page saved"
+        raise InputError(f"{path} is no {what} ({type(error).__name__})") from error
+    return content
+
+
+def _checked(answers: Any, items: int, path: Path) -> list[tuple[int, dict[str, str]]]:
+    """The answers by position, once they are of the form that the page writes."""
+    try:
+        found = [(int(position), dict(choices)) for position, choices in answers.items()]
+        assert all(0 <= position < items for position, _ in found)
+        assert all(choice in CHOICES for _, choices in found for choice in choices.values())
+    except (AttributeError, ValueError, TypeError, AssertionError) as error:
+        raise InputError(
+            f"{path} holds answers that its study does not ask for; save it again from the page"
+        ) from error
+    return found
+
+
+def _card(number: int, shown: dict[str, Any]) -> str:
+    figures = "".join(
+        f'<figure><img alt="{column}" src="{data_url(image)}"><figcaption>{column}</figcaption></figure>'
+        for column, image in shown.items()
+        if image is not None
+    )
+    questions = "".join(
+        f"<fieldset><legend>{escape(text)}</legend>"
+        + "".join(
+            f'<label><input type=radio name="{number}.{question}" value={choice}> {choice}</label>'
+            for choice in CHOICES
+        )
+        + "</fieldset>"
+        for question, text in QUESTIONS.items()
+    )
+    hidden = " hidden" if number else ""
+    return f"<article data-number={number}{hidden}><div class=row>{figures}</div>{questions}</article>"
+
+
+def _page(study: str, cards: Sequence[str]) -> str:
+    """The whole page: one example at a time, answers kept in the browser until they are saved to a file."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Which edit is better?</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{STUDY_STYLE}</style>'
+        "</head>"
+        "<body><main><header><h1>Which edit is better?</h1><p>An image was to be changed as the instruction shows: "
+        "white lines are where outlines shall be, arrows where things shall move. Compare the two results.</p></header>"
+        f"{''.join(cards)}"
+        "<p class=bar><button id=back>Back</button><span id=at></span><button id=next>Next</button>"
+        "<button id=save>Save answers</button></p></main>"
+        f'<script>const STUDY = "{study}", QUESTIONS = {json.dumps(list(QUESTIONS))};{STUDY_SCRIPT}</script>'
+        "</body></html>\n"
+    )
+
+
+STUDY_STYLE = """
+fieldset { border: 0; margin: 14px 0 0; padding: 0 } legend { padding: 0; margin-bottom: 4px }
+fieldset label { display: inline-block; min-width: 96px; padding: 8px 14px; margin: 0 8px 0 0; border-radius: 8px;
+  background: var(--tile); cursor: pointer } #save { margin-left: auto }
+"""
+STUDY_SCRIPT = """
+const cards = [...document.querySelectorAll('article')], store = 'study ' + STUDY;
+const $ = id => document.getElementById(id);
+let state = { rater: crypto.getRandomValues(new Uint32Array(2)).join('-'), answers: {} }, at = 0;
+try { state = JSON.parse(localStorage.getItem(store)) || state } catch (error) {}
+const done = i => QUESTIONS.every(question => (state.answers[i] || {})[question]);
+const keep = () => { try { localStorage.setItem(store, JSON.stringify(state)) } catch (error) {} };
+const show = () => {
+  cards.forEach((card, i) => card.hidden = i != at);
+  const count = cards.filter((card, i) => done(i)).length;
+  $('at').textContent = `${at + 1} of ${cards.length}, ${count} answered`;
+  $('back').disabled = !at; $('next').disabled = at + 1 == cards.length || !done(at);
+};
+for (const [i, choices] of Object.entries(state.answers))
+  for (const [question, choice] of Object.entries(choices)) {
+    const input = document.querySelector(`input[name="${i}.${question}"][value="${choice}"]`);
+    if (input) input.checked = true;
+  }
+document.onchange = event => {
+  const [i, question] = event.target.name.split('.');
+  (state.answers[i] ||= {})[question] = event.target.value;
+  keep(); show();
+};
+$('back').onclick = () => { at--; show() };
+$('next').onclick = () => { at++; show(); scrollTo(0, 0) };
+$('save').onclick = () => {
+  const content = { format: 'fp_lightning study answers 1', study: STUDY, ...state };
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(content)], { type: 'application/json' }));
+  link.download = `answers-${state.rater}.json`;
+  link.click();
+};
+at = Math.max(0, cards.findIndex((card, i) => !done(i)));
+show();
+"""
