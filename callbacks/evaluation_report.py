@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from fp_lightning.metrics import EditMetrics
 from fp_lightning.report import ReportSample, write_metrics, write_report
@@ -51,14 +52,18 @@ class EvaluationReport(Callback):
         edit_metrics = pl_module.edit_metrics
         assert isinstance(edit_metrics, EditMetrics)
         metrics = edit_metrics.compute()  # in every process: it gathers
+        pictures: dict[str, Tensor] = {}  # what attention makes of the source
         correspondence = getattr(pl_module, "correspondence_metrics", None)
         if correspondence is not None:
             metrics["correspondence"] = correspondence.compute()
+            pictures = correspondence.pictures
         if not trainer.is_global_zero:
             return
         scores = edit_metrics.per_sample()
         for sample in self._samples:
             sample.scores = scores.get(sample.name, {})
+            if sample.name in pictures:
+                sample.others["attention"] = pictures[sample.name]
         run = Path(trainer.default_root_dir)
         signals = getattr(trainer.datamodule, "signals", ())  # type: ignore[attr-defined]
         signal = self.signal or (", ".join(signals) or None)

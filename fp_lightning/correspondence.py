@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from fp_lightning.editor import NOISE_AUGMENTATION, FramePainter
 from fp_lightning.matching import Correspondence, CrossFrameAttnProcessor, MatchingAttnProcessor, spatial_attentions
 from fp_lightning.scores import EXACT
-from fp_lightning.types import MOVING_WIDTH, EditBatch
+from fp_lightning.types import MOVING_WIDTH, EditBatch, to_uint8
 
 WITHIN = (1, 2, 4)  # tokens
 ENTRIES = 1 << 24  # of attention that exist at a time
@@ -27,17 +27,23 @@ class CorrespondenceMetrics(Metric):
     to the source's tokens is averaged over heads, and its arg-max compared with the token that holds the track.
     Of matching attention it is the branch's, of cross-frame attention the source's share of it.
 
+    `pictures` shows it for the first images of this process: the source's tokens, each at the target tokens that look
+    at it most, by the last layer of the finest grid; close to the target where attention has found everything.
+
     Args:
         layers: names of the attention layers, `spatial_attentions(unet)`.
         sigma: noise level of both frames' latents.
+        keep: pictures at most.
     """
 
     full_state_update = False
     sums: Tensor  # [layers, 2 + len(WITHIN)]: tokens, their errors in pixels at 512 px width, how many are within
 
-    def __init__(self, layers: Sequence[str], sigma: float = 1.0) -> None:
+    def __init__(self, layers: Sequence[str], sigma: float = 1.0, keep: int = 24) -> None:
         super().__init__()
-        self.layers, self.sigma = list(layers), sigma
+        self.layers, self.sigma, self.keep = list(layers), sigma, keep
+        self.pictures: dict[str, Tensor] = {}  # uint8 [3, h, w] by the image's name
+        self._finest: Tensor | None = None  # the last call's arg-max on the finest grid, long [b, tokens]
         self.add_state("sums", torch.zeros(len(self.layers), 2 + len(WITHIN), dtype=EXACT), dist_reduce_fx="sum")
 
     @torch.no_grad()
@@ -60,6 +66,7 @@ class CorrespondenceMetrics(Metric):
         condition = editor.condition(batch, normal(batch.source.shape[1:]), augmentation)
         clean = torch.stack([editor.encode(x) for x in (batch.source, batch.target)], 1)
         clean = clean * editor.vae.config.scaling_factor
+        self._finest = None
         handles = [self._watch(attn, self.layers.index(name), truth) for name, attn in self._asked(editor).items()]
         try:
             sigma = torch.full((len(batch),), self.sigma, device=device)
@@ -67,6 +74,14 @@ class CorrespondenceMetrics(Metric):
         finally:
             for handle in handles:
                 handle.remove()
+        best = self._finest if self._finest is not None else []
+        for name, source, found in zip(batch.name[: len(best)], batch.source[: len(best)], best, strict=True):
+            if len(self.pictures) < self.keep:
+                self.pictures[name] = reassembled(to_uint8(source).cpu(), found.cpu())
+
+    def reset(self) -> None:
+        super().reset()
+        self.pictures = {}
 
     def compute(self) -> dict[str, dict[str, float]]:
         """By layer: "tokens" (how many), "error" (mean, pixels at 512 px width), "within_1", "within_2", "within_4"
@@ -102,15 +117,35 @@ class CorrespondenceMetrics(Metric):
         index = truth.source_index(tokens)
         stride = (truth.size[0] * truth.size[1] / tokens) ** 0.5
         columns = round(truth.size[1] / stride)
-        for sample in range(len(index)):
-            asking = (index[sample] >= 0).nonzero()[:, 0]
-            for rows in asking.split(max(1, ENTRIES // (key.shape[1] * key.shape[2]))):
-                logits = query[sample, :, rows].float() @ key[sample].float().mT * query.shape[-1] ** -0.5
-                found = logits.softmax(-1)[..., :tokens].mean(0).argmax(-1)
-                wanted = index[sample, rows]
-                away = torch.hypot(
-                    (found % columns - wanted % columns).to(EXACT), (found // columns - wanted // columns).to(EXACT)
-                )
-                within = [(away <= limit).sum() for limit in WITHIN]
-                pixels = away.sum() * stride * MOVING_WIDTH / truth.size[1]
-                self.sums[layer] += torch.stack([away.new_tensor(len(rows)), pixels, *within]).to(self.sums)
+        best = torch.stack([looked_at(q, k, tokens) for q, k in zip(query, key, strict=True)])
+        if self._finest is None or tokens >= self._finest.shape[1]:
+            self._finest = best
+        found, wanted = best[index >= 0], index[index >= 0]
+        away = torch.hypot(
+            (found % columns - wanted % columns).to(EXACT), (found // columns - wanted // columns).to(EXACT)
+        )
+        pixels = away.sum() * stride * MOVING_WIDTH / truth.size[1]
+        within = [(away <= limit).sum() for limit in WITHIN]
+        self.sums[layer] += torch.stack([away.new_tensor(len(away)), pixels, *within]).to(self.sums)
+
+
+def looked_at(query: Tensor, key: Tensor, tokens: int) -> Tensor:
+    """Which of the first `tokens` keys each query attends to most, on average over heads: long [n].
+
+    Args:
+        query: [h, n, d].
+        key: [h, m, d], m ≥ tokens; attention is shared among all of them.
+    """
+    found = []
+    for rows in query.split(max(1, ENTRIES // (key.shape[0] * key.shape[1])), dim=1):
+        logits = rows.float() @ key.float().mT * query.shape[-1] ** -0.5
+        found.append(logits.softmax(-1)[..., :tokens].mean(0).argmax(-1))
+    return torch.cat(found)
+
+
+def reassembled(source: Tensor, found: Tensor) -> Tensor:
+    """The source uint8 [3, h, w] cut into tokens, and at each place of the target the one that `found` [n] names."""
+    stride = round((source.shape[1] * source.shape[2] / len(found)) ** 0.5)
+    shape = {"s": stride, "t": stride}
+    pieces = rearrange(source, "c (r s) (k t) -> (r k) c s t", **shape)
+    return rearrange(pieces[found], "(r k) c s t -> c (r s) (k t)", r=source.shape[1] // stride)

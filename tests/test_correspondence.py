@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_batch, make_editor
 
-from fp_lightning.correspondence import CorrespondenceMetrics
+from fp_lightning.correspondence import CorrespondenceMetrics, reassembled
 from fp_lightning.matching import spatial_attentions
 
 
@@ -64,6 +64,24 @@ def test_splits_and_batches_make_no_difference():
     for i in range(2):
         halves.update(editor, make_batch(1, first_seed=i), generators()[i : i + 1])
     torch.testing.assert_close(whole.sums, halves.sums, rtol=1e-3, atol=0.5)
+
+
+def test_a_source_whose_tokens_look_at_themselves_is_put_together_again():
+    source = torch.randint(0, 256, (3, 16, 24), dtype=torch.uint8)
+    assert torch.equal(reassembled(source, torch.arange(24)), source)
+    moved = reassembled(source, torch.arange(24).view(4, 6).roll(1, 1).flatten())
+    assert torch.equal(moved, source.roll(4, 2))
+
+
+def test_pictures_are_of_the_finest_grid_and_so_many():
+    editor = make_editor()
+    metrics = CorrespondenceMetrics(list(spatial_attentions(editor.unet)), keep=1)
+    batch = make_batch(2)
+    metrics.update(editor, batch, generators())
+    assert list(metrics.pictures) == batch.name[:1]
+    assert metrics.pictures[batch.name[0]].shape == (3, 64, 64)
+    metrics.reset()
+    assert metrics.pictures == {}
 
 
 def test_without_attention_between_frames_there_is_nothing_to_measure():
