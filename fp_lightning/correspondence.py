@@ -74,7 +74,7 @@ class CorrespondenceMetrics(Metric):
         finally:
             for handle in handles:
                 handle.remove()
-        best = self._finest if self._finest is not None else []
+        best: Sequence[Tensor] = [] if self._finest is None else list(self._finest)
         for name, source, found in zip(batch.name[: len(best)], batch.source[: len(best)], best, strict=True):
             if len(self.pictures) < self.keep:
                 self.pictures[name] = reassembled(to_uint8(source).cpu(), found.cpu())
