@@ -64,10 +64,11 @@ def tracked_drags(tracks: Tensor, visible: Tensor, size: tuple[int, int]) -> Ten
 
 
 def sketch_distance(flow: FlowEstimator, source: Tensor, edited: Tensor, drawn: Tensor) -> float:
-    """Mean distance from the drawn lines to the nearest outline of what moved between source and edited image.
+    """How far the drawn lines and the outlines of what moved between source and edited image are from each other.
 
-    The outlines are the sketch signal's, of the flow from the edited image to the source. One way only: a user
-    leaves lines out. At most `FARTHEST`, which is also the distance where nothing moved.
+    The outlines are the sketch signal's, of the flow from the edited image to the source. The mean of both ways, from
+    each line to the nearest outline and from each outline to the nearest line (chamfer distance), so that neither
+    ignoring lines nor moving everything scores well. At most `FARTHEST`, which it is where nothing moved.
 
     Args:
         source, edited: uint8 [3, h, w].
@@ -79,8 +80,9 @@ def sketch_distance(flow: FlowEstimator, source: Tensor, edited: Tensor, drawn: 
     scale = MOVING_WIDTH / source.shape[-1]
     if not outlines.any():
         return FARTHEST
-    distances = np.asarray(distance_transform_edt(~outlines))[drawn.numpy()] * scale
-    return float(np.minimum(distances, FARTHEST).mean())
+    lines = drawn.numpy()
+    ways = [np.asarray(distance_transform_edt(~b))[a] * scale for a, b in ((lines, outlines), (outlines, lines))]
+    return float(np.mean([np.minimum(way, FARTHEST).mean() for way in ways]))
 
 
 def is_sketch(control: Tensor) -> bool:

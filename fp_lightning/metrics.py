@@ -58,7 +58,7 @@ class EditMetrics(Metric):
     moves in the true pair ("moving") and over the rest ("background"); an image without such pixels is left out
     (`n_moving` counts the others). `fidelity` is 1 − LPIPS against the source (DragDiffusion, Shi et al. 2024).
     `drag_distance` is how far handles are found from where they should be, of the drags given, or of all that
-    truly moved where none are; `sketch_distance` how far drawn lines are from outlines of what the edit moved
+    truly moved where none are; `sketch_distance` how far drawn lines and outlines of what the edit moved are apart
     (`fp_lightning.adherence`). CLIP-FID compares the two sets of images and needs two or more; it is biased upwards
     when they are few, so compare equal n.
 
