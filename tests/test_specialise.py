@@ -174,6 +174,24 @@ def test_temporal_convolution_takes_half_the_products():
     assert counts[0] == 2 * counts[1]
 
 
+@pytest.mark.parametrize("size", [(7, 9), (3, 2)])  # enough pixels for three products without gradients, and not
+def test_gradients_of_a_temporal_convolution_in_bfloat16(size):
+    """Also on few pixels, where torch 2.15's own gradient of the weight is infinite on CPUs."""
+    torch.manual_seed(0)
+    conv, x = nn.Conv3d(16, 16, (3, 1, 1), padding=(1, 0, 0)), torch.randn(2, 16, 2, *size)
+    conv.__class__ = TwoFrameConv
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+            y = conv(x)
+        gradients.append(torch.autograd.grad(y.float().square().sum(), list(conv.parameters())))
+    for exact, lowered in zip(*gradients, strict=True):
+        assert relative(lowered, exact) < 0.05
+    trained = conv(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), trained)
+
+
 def test_the_editors_network_has_the_shortcuts_and_every_trainable_weight_a_gradient():
     """Also after saving and loading, since DDP would wait for a gradient that never comes."""
     editor = make_editor().train()
