@@ -67,9 +67,7 @@ def read_list(path: Path) -> list[dict[str, str]]:
         assert content["format"] == LIST_FORMAT
         return [{key: str(pair[key]) for key in ("name", "video", "sha256")} for pair in content["pairs"]]
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(
-            f"{path} is no list of held-out pairs ({type(error).__name__}); write one with `fp-lightning benchmark`"
-        ) from error
+        raise InputError(f"{path} is no list of held-out pairs; write one with `fp-lightning benchmark`") from error
 
 
 def check_list(store: PairStore, by_name: dict[str, int], path: Path) -> list[str]:

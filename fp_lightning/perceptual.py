@@ -37,7 +37,8 @@ def load_lpips(device: torch.device, download: bool) -> nn.Module:
     except OSError as error:
         failure = _line(error) if download else ""
         raise MissingWeights(
-            f"AlexNet's weights are not at {weights}; put {ALEXNET_URL} there, or set download: true (evaluate: --download){failure}"
+            f"AlexNet's weights are not at {weights}; put {ALEXNET_URL} there, or set download: true "
+            f"(evaluate: --download){failure}"
         ) from error
 
 
@@ -55,7 +56,8 @@ def load_clip(name_or_folder: str, device: torch.device, download: bool) -> Any:
         failure = _line(error) if download or Path(name_or_folder).is_dir() else ""
         raise MissingWeights(
             f"CLIP's weights are neither in a folder {name_or_folder} nor in the hub's cache {HF_HUB_CACHE}; "
-            f"run `hf download {CLIP_MODEL}`, name a folder as clip_model, or set download: true (evaluate: --download){failure}"
+            f"run `hf download {CLIP_MODEL}`, name a folder as clip_model, or set download: true "
+            f"(evaluate: --download){failure}"
         ) from error
 
 

@@ -126,7 +126,7 @@ def _read(path: Path, form: str, fields: Sequence[str]) -> dict[str, Any]:
         assert content["format"] == form and all(name in content for name in fields)
     except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
         what = "key of a study (key.json)" if form == KEY_FORMAT else "file of answers that the study's page saved"
-        raise InputError(f"{path} is no {what} ({type(error).__name__})") from error
+        raise InputError(f"{path} is no {what}") from error
     return content
 
 
