@@ -53,6 +53,7 @@ class CorrespondenceMetrics(Metric):
         Args:
             generators: one a sample, on the CPU, for its noise.
         """
+        self.sums = self.sums.to(EXACT)  # `module.to(bfloat16)` lowers states too, which start as zeros
         if batch.tracks is None or batch.visible is None or batch.target is None:
             return
         size = (batch.source.shape[-2], batch.source.shape[-1])

@@ -84,6 +84,15 @@ def test_pictures_are_of_the_finest_grid_and_so_many():
     assert metrics.pictures == {}
 
 
+def test_half_precision_of_the_module_lowers_no_count():
+    editor, batch = make_editor(), make_batch(2)
+    whole, lowered = (CorrespondenceMetrics(list(spatial_attentions(editor.unet))) for _ in range(2))
+    lowered = lowered.to(torch.bfloat16)
+    for metrics in (whole, lowered):
+        metrics.update(editor, batch, generators())
+    assert lowered.compute() == whole.compute()
+
+
 def test_without_attention_between_frames_there_is_nothing_to_measure():
     assert measured(make_editor("temporal"), make_batch(1)) == {}
     batch = make_batch(1)
