@@ -19,7 +19,7 @@ from datamodules.loaders import EditLoader, EpochSampler, ResumableLoader, Share
 from datamodules.signals import SignalMix
 from datamodules.splits import SPLITS, Split, split_videos, spread
 from fp_lightning.errors import InputError
-from fp_lightning.heldout import check_list
+from fp_lightning.heldout import listed_pairs
 from fp_lightning.latents import LatentStore
 from fp_lightning.shards import PairStore
 from fp_lightning.types import EditBatch, VideoPair, to_unit_range
@@ -120,10 +120,7 @@ class EditDataModule(L.LightningDataModule):
         if self.overfit:
             self.indices = dict.fromkeys(SPLITS, spread(range(len(videos)), self.limit_pairs))
             return
-        held: list[int] = []
-        if self.holdout is not None:
-            by_name = {self.store.name(i): i for i in range(len(videos))}
-            held = [by_name[name] for name in check_list(self.store, by_name, Path(self.holdout))]
+        held = [] if self.holdout is None else listed_pairs(self.store, Path(self.holdout))
         free = sorted(set(videos) - {videos[i] for i in held})
         parts = split_videos(free, self.fractions["val"], 0 if held else self.fractions["test"], self.seed)
         for split, names in parts.items():

@@ -14,9 +14,9 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from fp_lightning.pairs.flow import FlowEstimator
-from fp_lightning.shards import token_centres
+from fp_lightning.signals.points import moved_tokens
 from fp_lightning.signals.sketch import sketch
-from fp_lightning.types import MOVING_PIXELS, MOVING_WIDTH, VideoPair
+from fp_lightning.types import MOVING_WIDTH, VideoPair
 
 FARTHEST = 64.0  # px at 512 px width: a drawn line with no outline so near counts as this far
 PointTracker = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -58,9 +58,8 @@ def tracked_drags(tracks: Tensor, visible: Tensor, size: tuple[int, int]) -> Ten
         visible: bool [th, tw].
         size: (height, width) in pixels.
     """
-    centres = token_centres(tracks, size).to(tracks)
-    moved = visible & ((centres - tracks).norm(dim=0) >= MOVING_PIXELS * size[1] / MOVING_WIDTH)
-    return torch.cat([tracks[:, moved], centres[:, moved]]).T
+    centres, weight = moved_tokens(tracks, visible, size)
+    return torch.cat([tracks[:, weight > 0], centres[:, weight > 0]]).T
 
 
 def sketch_distance(flow: FlowEstimator, source: Tensor, edited: Tensor, drawn: Tensor) -> float:

@@ -70,13 +70,13 @@ def read_list(path: Path) -> list[dict[str, str]]:
         raise InputError(f"{path} is no list of held-out pairs; write one with `fp-lightning benchmark`") from error
 
 
-def check_list(store: PairStore, by_name: dict[str, int], path: Path) -> list[str]:
-    """The names on a list, once all their pairs are there and are those that were listed.
+def listed_pairs(store: PairStore, path: Path) -> list[int]:
+    """Where the pairs of a list are in the store, once all of them are there and are those that were listed.
 
     Raises:
         InputError: some are not.
     """
-    listed = read_list(path)
+    listed, by_name = read_list(path), {store.name(i): i for i in range(len(store))}
     missing = [pair["name"] for pair in listed if pair["name"] not in by_name]
     if missing:
         raise InputError(f"{store.root} lacks {len(missing)} of {len(listed)} pairs of {path}, {missing[0]} first")
@@ -86,4 +86,4 @@ def check_list(store: PairStore, by_name: dict[str, int], path: Path) -> list[st
             f"{len(changed)} of {len(listed)} pairs of {path} differ from those in {store.root}, {changed[0]} first; "
             "use the pairs that were listed"
         )
-    return [pair["name"] for pair in listed]
+    return [by_name[pair["name"]] for pair in listed]

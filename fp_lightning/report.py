@@ -202,14 +202,18 @@ def _correspondence(layers: Mapping[str, Mapping[str, float]]) -> str:
     )
 
 
-def write_page(path: Path, title: str, body: Sequence[str], script: str = "") -> Path:
-    """Writes an HTML page of sections that holds all that it needs; `script` follows the gallery's own."""
-    page = (
+def write_page(path: Path, title: str, body: Sequence[str]) -> Path:
+    """Writes an HTML page of sections that holds all that it needs, the gallery's script too."""
+    return write_atomic(path, html_page(title, "".join(body), script=SCRIPT).encode())
+
+
+def html_page(title: str, body: str, style: str = "", script: str = "") -> str:
+    """A whole page in the project's style; nothing in it is requested from anywhere."""
+    return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
-        f"<body><main>{''.join(body)}</main><script>{SCRIPT}{script}</script></body></html>\n"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{style}</style></head>\n'
+        f"<body><main>{body}</main>{f'<script>{script}</script>' if script else ''}</body></html>\n"
     )
-    return write_atomic(path, page.encode())
 
 
 def settings_table(settings: Mapping[str, Any]) -> str:
@@ -235,20 +239,21 @@ def gallery(samples: Sequence[ReportSample]) -> str:
     )
 
 
-def distributions(rows: Sequence[Mapping[str, float]], labels: tuple[str, str] = ("edited", "source, unedited")) -> str:
+def distributions(rows: Sequence[Mapping[str, float]], label: str = "edited", title: str = "Distributions") -> str:
     """Histograms of every score over images, with the source's own behind; nothing for less than three images."""
     plots = []
-    for key, (label, better, unit, decimals) in ROWS.items():
+    for key, (name, better, unit, decimals) in ROWS.items():
         ours = [row[key] for row in rows if key in row]
         floor = [row[key + COPY] for row in rows if key + COPY in row]
         if len(ours) >= 3 and len({*ours, *floor}) > 1:
             arrow = "↑" if better > 0 else "↓"
             plot = _histogram(ours, floor, unit, decimals)
-            plots.append(f"<figure>{plot}<figcaption>{label} <span>{arrow}</span></figcaption></figure>")
+            plots.append(f"<figure>{plot}<figcaption>{name} <span>{arrow}</span></figcaption></figure>")
     if not plots:
         return ""
-    legend = f"<p class=note><i class=ours></i>{labels[0]} <i class=floor></i>{labels[1]}. The line is the median.</p>"
-    return f"<section><h2>Distributions</h2>{legend}<div class=plots>{''.join(plots)}</div></section>"
+    colours = f"<i class=ours></i>{escape(label)} <i class=floor></i>source, unedited"
+    legend = f"<p class=note>{colours}. The line is the median.</p>"
+    return f"<section><h2>{escape(title)}</h2>{legend}<div class=plots>{''.join(plots)}</div></section>"
 
 
 def _histogram(ours: Sequence[float], floor: Sequence[float], unit: str, decimals: int) -> str:

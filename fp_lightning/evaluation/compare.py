@@ -72,8 +72,9 @@ def evaluate(
     ]
     indices = _common(systems, examples, allow_missing)
     if not resize:
+        sizes = {examples.names[index]: examples.size(index) for index in indices}
         for system in systems:
-            check_sizes(system.folder, system.files, examples, indices)
+            check_sizes(system.folder, system.files, sizes)
     shown = {indices[i * len(indices) // max_samples] for i in range(max_samples)}
     shown = set(indices) if len(indices) <= max_samples else shown
     samples: list[ReportSample] = []
@@ -118,16 +119,11 @@ def compare(systems: Sequence[System]) -> dict[str, Any]:
         name: _entry(first.result, name + TRUTH) for name in measured if first.result.get(name + TRUTH) is not None
     }
     scores |= {TARGET: truth} if truth else {}
-    table = first.metrics.table()
-    others = {system.label: (system.metrics.table(), system.metrics.feature_table(), "") for system in systems[1:]}
-    others[SOURCE] = (table, first.metrics.feature_table(), COPY)
+    tables = {system.label: (system.metrics.table(), system.metrics.feature_table()) for system in systems}
+    ours = tables[first.label]
+    pairs = [(system.label, tables[system.label], "") for system in systems[1:]] + [(SOURCE, ours, COPY)]
     differences = {
-        label: {
-            name: _difference(name, first.metrics, other, features, suffix)
-            for name in measured
-            if name + suffix in SCORES or name == "clip_fid"
-        }
-        for label, (other, features, suffix) in others.items()
+        label: {name: _difference(name, ours, theirs, suffix) for name in measured} for label, theirs, suffix in pairs
     }
     n = first.result["n"]
     return {
@@ -139,14 +135,14 @@ def _entry(result: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {"value": result[name], "interval": result["intervals"].get(name)}
 
 
-def _difference(name: str, first: EditMetrics, other: Tensor, features: Tensor, suffix: str) -> dict[str, Any]:
+def _difference(name: str, ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], suffix: str) -> dict[str, Any]:
+    """Of one metric; each side is its scores and its features, `suffix` says which of their scores."""
     if name == "clip_fid":
-        ours, which = first.feature_table(), 1 if suffix else 0
-        value, spread = _fid_difference(ours, features, which)
+        value, spread = _fid_difference(ours[1], theirs[1], 1 if suffix else 0)
         low, high = value - 1.96 * spread, value + 1.96 * spread
     else:
         column, here = SCORES.index(name + suffix), SCORES.index(name)
-        per_image = (other[:, column] - first.table()[:, here])[:, None]
+        per_image = (theirs[0][:, column] - ours[0][:, here])[:, None]
         value = per_image.nanmean().item()
         low, high = interval(bootstrap_means(per_image, RESAMPLES)[:, 0]) if len(per_image) > 1 else (value, value)
     good = ROWS[name][1]
@@ -274,19 +270,17 @@ def _common(systems: Sequence[System], examples: Examples, allow_missing: bool) 
     return indices
 
 
-def check_sizes(folder: Path, files: Mapping[str, Path], examples: Examples, indices: Sequence[int]) -> None:
-    """Raises InputError when an image does not decode or differs in size from its example."""
+def check_sizes(folder: Path, files: Mapping[str, Path], sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Raises InputError when an image does not decode or differs from its example's size (height, width)."""
     wrong = []
-    for index in indices:
-        name = examples.names[index]
+    for name, (height, width) in sizes.items():
         image = read_image(files[name])
-        height, width = examples[index].source.shape[-2:]
         if image.size != (width, height):
             wrong.append((name, image.size, (width, height)))
     if wrong:
         name, (w, h), (width, height) = wrong[0]
         raise InputError(
-            f"{len(wrong)} of {len(indices)} predictions in {folder} have another size than their example, {name} "
+            f"{len(wrong)} of {len(sizes)} predictions in {folder} have another size than their example, {name} "
             f"first ({w}x{h} instead of {width}x{height}, width x height); resize them with --resize"
         )
 

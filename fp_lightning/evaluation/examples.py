@@ -10,15 +10,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fp_lightning.errors import InputError
-from fp_lightning.heldout import check_list
+from fp_lightning.files import write_atomic
+from fp_lightning.heldout import listed_pairs
 from fp_lightning.images import drags, read_image, squeeze
+from fp_lightning.report import encode
 from fp_lightning.shards import PairStore
+from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.combine import signal_fields
+from fp_lightning.signals.points import points
 from fp_lightning.signals.sketch import sketch
-from fp_lightning.types import EditBatch, VideoPair, to_unit_range
+from fp_lightning.types import EditBatch, VideoPair, to_uint8, to_unit_range
 
 
 class Examples(Protocol):
@@ -28,6 +31,9 @@ class Examples(Protocol):
 
     def files(self, index: int) -> list[str]:
         """Paths under a folder of predictions, without suffix, where the example's image may lie."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) in pixels."""
 
     def __getitem__(self, index: int) -> EditBatch: ...
 
@@ -45,15 +51,17 @@ class PairExamples:
 
     def __init__(self, root: str | Path, listed: Path | None = None) -> None:
         self.store = PairStore(root)
-        by_name = {self.store.name(i): i for i in range(len(self.store))}
-        self.names = list(by_name) if listed is None else check_list(self.store, by_name, listed)
-        self.indices = [by_name[name] for name in self.names]
+        self.indices = list(range(len(self.store))) if listed is None else listed_pairs(self.store, listed)
+        self.names = [self.store.name(i) for i in self.indices]
 
     def files(self, index: int) -> list[str]:
         return [self.names[index]]
 
     def pair(self, index: int) -> VideoPair:
         return self.store[self.indices[index]]
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.pair(index).size
 
     def __getitem__(self, index: int) -> EditBatch:
         pair = self.pair(index)
@@ -98,6 +106,10 @@ class DragExamples:
         nested = "/".join(self.parts[index])
         return [self.names[index], nested, f"{nested}/dragged_image"]
 
+    def size(self, index: int) -> tuple[int, int]:
+        image = read_image(self.sources[index])
+        return image.height, image.width
+
     def rows(self, index: int) -> list[Any]:
         """The drags as they are written, in pixels of the source; see `fp_lightning.images.drags`."""
         path = _annotation(self.sources[index])
@@ -118,7 +130,7 @@ class DragExamples:
         path = self.sources[index]
         image = read_image(path)
         size = image.height, image.width
-        points = drags(self.rows(index), size, size, str(_annotation(path)))[None]
+        given = drags(self.rows(index), size, size, str(_annotation(path)))[None]
         truth, mask = path.with_name("gt.png"), path.with_name("mask.png")
         target = squeeze(read_image(truth), size) if truth.is_file() else None
         region = squeeze(read_image(mask), size)[:1] > 127 if target is not None and mask.is_file() else None
@@ -127,8 +139,8 @@ class DragExamples:
             [self.names[index]],
             target=None if target is None else to_unit_range(target)[None],
             moving=None if region is None else region[None],
-            points=points,
-            points_valid=torch.ones(points.shape[:2], dtype=torch.bool),
+            points=given,
+            points_valid=torch.ones(given.shape[:2], dtype=torch.bool),
         )
 
 
@@ -177,11 +189,6 @@ def write_examples(examples: PairExamples | DragExamples, out: Path, seed: int =
     Args:
         seed: of the points of a pair.
     """
-    from fp_lightning.files import write_atomic
-    from fp_lightning.report import encode
-    from fp_lightning.signals.coarse import coarse_edit
-    from fp_lightning.signals.points import points
-
     for index, name in enumerate(examples.names):
         if isinstance(examples, DragExamples):
             rows = examples.rows(index)
@@ -191,11 +198,7 @@ def write_examples(examples: PairExamples | DragExamples, out: Path, seed: int =
             source = pair.source
             rows = points(pair, np.random.default_rng([seed, index])).tolist()
             for signal, drawn in (("sketch", sketch(pair)), ("coarse", coarse_edit(pair))):
-                write_atomic(out / f"{name}.{signal}.png", encode(_to_uint8(drawn)))
+                write_atomic(out / f"{name}.{signal}.png", encode(to_uint8(drawn * 2 - 1)))
         write_atomic(out / f"{name}.png", encode(source))
         if rows:
             write_atomic(out / f"{name}.points.json", json.dumps({"points": rows}).encode())
-
-
-def _to_uint8(image: Tensor) -> Tensor:
-    return (image * 255).round().clamp(0, 255).to(torch.uint8)

@@ -40,12 +40,7 @@ def write_comparison_page(
     body = [
         f"<header><h1>{escape(title)}</h1></header>",
         f"<section><h2>Metrics</h2>{_table(comparison)}{missing_list(comparison['not_measured'])}</section>",
-        *(
-            distributions(rows[label], (label, "source, unedited")).replace(
-                "<h2>Distributions</h2>", f"<h2>Distributions of {escape(label)}</h2>"
-            )
-            for label in labels
-        ),
+        *(distributions(rows[label], label, f"Distributions of {label}") for label in labels),
         gallery(samples),
     ]
     return write_page(path, title, body)

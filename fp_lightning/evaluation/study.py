@@ -17,7 +17,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.evaluation.compare import check_sizes, find_predictions, folder_labels, prediction
 from fp_lightning.evaluation.examples import Examples
 from fp_lightning.files import write_atomic
-from fp_lightning.report import STYLE, data_url, signal_image
+from fp_lightning.report import data_url, html_page, signal_image
 from fp_lightning.types import to_uint8
 
 KEY_FORMAT, ANSWERS_FORMAT = "fp_lightning study key 1", "fp_lightning study answers 1"
@@ -54,8 +54,9 @@ def build_study(
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(both)[:count].tolist()
     if not resize:
+        sizes = {examples.names[index]: examples.size(index) for index in chosen}
         for folder, found in zip(folders, files, strict=True):
-            check_sizes(folder, found, examples, chosen)
+            check_sizes(folder, found, sizes)
     swapped = rng.permutation(np.arange(len(chosen)) % 2).astype(bool).tolist()  # each system as often on the left
     items, cards = [], []
     for number, (index, swap) in enumerate(zip(chosen, swapped, strict=True)):
@@ -164,18 +165,15 @@ def _card(number: int, shown: dict[str, Any]) -> str:
 
 def _page(study: str, cards: Sequence[str]) -> str:
     """The whole page: one example at a time, answers kept in the browser until they are saved to a file."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Which edit is better?</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{STUDY_STYLE}</style>'
-        "</head>"
-        "<body><main><header><h1>Which edit is better?</h1><p>An image was to be changed as the instruction shows: "
+    body = (
+        "<header><h1>Which edit is better?</h1><p>An image was to be changed as the instruction shows: "
         "white lines are where outlines shall be, arrows where things shall move. Compare the two results.</p></header>"
         f"{''.join(cards)}"
         "<p class=bar><button id=back>Back</button><span id=at></span><button id=next>Next</button>"
-        "<button id=save>Save answers</button></p></main>"
-        f'<script>const STUDY = "{study}", QUESTIONS = {json.dumps(list(QUESTIONS))};{STUDY_SCRIPT}</script>'
-        "</body></html>\n"
+        "<button id=save>Save answers</button></p>"
     )
+    constants = f'const STUDY = "{study}", QUESTIONS = {json.dumps(list(QUESTIONS))};'
+    return html_page("Which edit is better?", body, STUDY_STYLE, constants + STUDY_SCRIPT)
 
 
 STUDY_STYLE = """

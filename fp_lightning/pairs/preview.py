@@ -24,7 +24,7 @@ from torch import Tensor
 from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic
 from fp_lightning.pairs.video import VideoError, read_frames
-from fp_lightning.report import STYLE, encode, signal_image
+from fp_lightning.report import encode, html_page, signal_image
 from fp_lightning.shards import MANIFEST, PairStore, shard_path, token_centres
 from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.points import points
@@ -75,19 +75,15 @@ def write_preview(root: str | Path, count: int = 24, rejected: int = 24, seed: i
     if not (root / MANIFEST).is_file():
         raise InputError(f"no pairs in {root} (no {MANIFEST}); make some with `fp-lightning pairs VIDEOS --out {root}`")
     manifest = json.loads((root / MANIFEST).read_text())
-    title = escape(f"Pairs in {root.resolve().name}")
+    title = f"Pairs in {root.resolve().name}"
     body = [
-        f"<header><h1>{title}</h1>{_tiles(manifest)}</header>",
+        f"<header><h1>{escape(title)}</h1>{_tiles(manifest)}</header>",
         _outcomes(manifest),
         f"<section>{_videos(manifest['per_video'])}{_settings(manifest['settings'])}</section>",
         _pairs(root, manifest["pairs"], count, seed),
         _rejected(root, manifest, rejected, seed),
     ]
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{PAGE_STYLE}</style>'
-        f"</head>\n<body><main>{''.join(body)}</main></body></html>\n"
-    )
+    page = html_page(title, "".join(body), PAGE_STYLE)
     return write_atomic(root / "preview.html", page.encode())
 
 

@@ -10,6 +10,14 @@ from fp_lightning.shards import token_centres
 from fp_lightning.types import MOVING_PIXELS, MOVING_WIDTH, VideoPair
 
 
+def moved_tokens(tracks: Tensor, visible: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Target tokens' centres [2, th, tw], and how far each has moved, [th, tw] in pixels; 0 where it is not visible in
+    the source or moved by less than 1 px at 512 px width."""
+    centres = token_centres(tracks, size)
+    moved = (centres - tracks).norm(dim=0)
+    return centres, torch.where(visible & (moved >= MOVING_PIXELS * size[1] / MOVING_WIDTH), moved, 0)
+
+
 def points(pair: VideoPair, rng: np.random.Generator, least: int = 1, most: int = 20) -> Tensor:
     """Drags (x_src, y_src, x_tgt, y_tgt) in pixels of the pair: float32 [p, 4].
 
@@ -26,9 +34,8 @@ def points(pair: VideoPair, rng: np.random.Generator, least: int = 1, most: int 
             drawn, none where nothing visible moved.
     """
     count = int(rng.integers(least, most + 1))
-    target, source = token_centres(pair.tracks, pair.size), pair.tracks
-    moved = (target - source).norm(dim=0)
-    weight = torch.where(pair.visible & (moved >= MOVING_PIXELS * pair.size[1] / MOVING_WIDTH), moved, 0)
+    source = pair.tracks
+    target, weight = moved_tokens(source, pair.visible, pair.size)
     share = weight.flatten().double().numpy()
     if not share.any():
         return torch.zeros(0, 4)
