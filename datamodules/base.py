@@ -193,7 +193,7 @@ class EditDataModule(L.LightningDataModule):
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": EditBatch.cat,
-            "worker_init_fn": _one_thread,
+            "worker_init_fn": one_thread,
         }
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if split != "train":
@@ -220,7 +220,7 @@ class EditDataModule(L.LightningDataModule):
         return {**self.__dict__, "trainer": None}
 
 
-def _one_thread(worker: int) -> None:
+def one_thread(worker: int) -> None:
     """OpenCV's thread pool does not survive the fork into a loader process."""
     cv2.setNumThreads(0)
 

@@ -25,6 +25,7 @@ class SceneDataModule(EditDataModule):
         turn: greatest rotation in radians.
         growth: greatest change of log scale.
         exposure: 0 for well-lit scenes, up to 1 for a wide range of light, see `Scene`.
+        variety: 0 for plain objects, up to 1 for limbs, bending, shadows and more, see `Scene`.
         stride: pixels between tracked token centres.
         inputs: folder of the user's images and signals, for predict.
         signals, together, sketch, coarse, points: see `AllSignalsDataModule`; a sketch alone by default.
@@ -44,6 +45,7 @@ class SceneDataModule(EditDataModule):
         turn: float = 0.3,
         growth: float = 0.1,
         exposure: float = 0.0,
+        variety: float = 0.0,
         stride: int = TRACK_STRIDE,
         inputs: str | None = None,
         signals: tuple[str, ...] = ("sketch",),
@@ -56,7 +58,7 @@ class SceneDataModule(EditDataModule):
         super().__init__(mix, size=size, batch_size=batch_size, num_workers=num_workers, seed=seed, inputs=inputs)
         self.samples: dict[Split, int] = {"train": train_samples, "val": val_samples, "test": test_samples}
         self.objects, self.motion, self.turn, self.growth = objects, motion, turn, growth
-        self.exposure, self.stride = exposure, stride
+        self.exposure, self.variety, self.stride = exposure, variety, stride
 
     def _split(self) -> None:
         """Scenes need no pairs: a seed per split keeps them apart."""
@@ -64,11 +66,12 @@ class SceneDataModule(EditDataModule):
     def length(self, split: Split) -> int:
         return self.samples[split]
 
-    def scene_seed(self, split: Split, count: int) -> int:
-        """A number of its own for every (seed, split, count), and no small one: those are for clips."""
-        return (self.seed * len(SPLITS) + SPLITS.index(split) + 1) * 2**40 + count
-
     def pair(self, split: Split, count: int) -> tuple[str, VideoPair]:
-        seed = self.scene_seed(split, count)
-        scene = Scene(seed, self.size, self.objects, self.motion, self.turn, self.growth, self.exposure)
+        seed = scene_seed(self.seed, split, count)
+        scene = Scene(seed, self.size, self.objects, self.motion, self.turn, self.growth, self.exposure, self.variety)
         return f"{split}-{count}", scene.pair(stride=self.stride)
+
+
+def scene_seed(seed: int, split: Split, count: int) -> int:
+    """A number of its own for every (seed, split, count), and no small one: those are for clips."""
+    return (seed * len(SPLITS) + SPLITS.index(split) + 1) * 2**40 + count

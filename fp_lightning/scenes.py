@@ -1,16 +1,15 @@
 """Procedural clips with exact flow, tracks and visibility: textured objects over textured ground.
 
-A scene is a function of its seed and of time. Objects are star-shaped outlines that move by a
-similarity transform; every pixel's position at any other time is therefore known in closed form,
-and so is whether something hides it there.
+A scene is a function of its seed and of time. Its objects' motion has a closed form and an inverse, so every
+pixel's position at any other time is known exactly, and so is whether something hides it there.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,107 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from fp_lightning.errors import InputError
+from fp_lightning.shapes import Object, varied, vector
+from fp_lightning.textures import Array, texture
 from fp_lightning.types import TRACK_STRIDE, VideoPair
 
-Array = NDArray[np.float32]
 GROUND = -1  # layer index of the ground; objects count from 0, later ones lie on top
-
-
-def texture(rng: np.random.Generator, n: int) -> Array:
-    """A periodic random texture, float32 [n, n, 3] in [0, 1]: noise, stripes, blots or leaves."""
-    mean = np.clip(rng.uniform(0.1, 0.9) + rng.normal(0, rng.uniform(0.02, 0.25), 3), 0.05, 0.95)
-    axes = rng.normal(0, 1, (3, 3)) * np.array([1.0, 0.35, 0.15])[:, None]  # colours vary along one axis mostly
-    axes[0] = axes[0] * rng.uniform(0.05, 0.5) + rng.normal(0, 1)
-    octave = _power_noise(rng, n, exponent=rng.uniform(0.8, 2.0))
-    kind = rng.integers(4)
-    if kind == 0:
-        pattern = octave
-    elif kind == 1:
-        y, x = np.mgrid[:n, :n] / n * 2 * np.pi
-        kx, ky = rng.integers(-9, 10, 2)
-        wave = np.sin(kx * x + ky * y + octave[..., 0] * rng.uniform(0, 1.5))
-        pattern = octave * 0.4 + (np.sign(wave) if rng.random() < 0.5 else wave)[..., None] * rng.normal(0, 1, 3)
-    elif kind == 2:
-        pattern = np.tanh(octave * rng.uniform(1, 6))
-    else:
-        pattern = _leaves(rng, n) + octave * rng.uniform(0.05, 0.4)
-    contrast = rng.uniform(0.04, 0.32)
-    return np.clip(mean + contrast * (pattern @ axes), 0, 1).astype(np.float32)
-
-
-def _power_noise(rng: np.random.Generator, n: int, exponent: float) -> NDArray:
-    """Periodic noise with amplitude 1 / frequency^exponent, three channels, unit variance."""
-    frequency = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)[None]) * n
-    amplitude = np.where(frequency > 0, np.maximum(frequency, 1) ** -exponent, 0)
-    spectrum = np.fft.rfft2(rng.normal(size=(n, n, 3)), axes=(0, 1)) * amplitude[..., None]
-    noise = np.fft.irfft2(spectrum, s=(n, n), axes=(0, 1))
-    return noise / (noise.std() + 1e-8)
-
-
-def _leaves(rng: np.random.Generator, n: int) -> NDArray:
-    """Dead leaves: overlapping ellipses, boxes and lines of power-law sizes, flat random colours."""
-    canvas = np.zeros((n, n, 3), np.float32)
-    for _ in range(int(rng.integers(20, 120))):
-        radius = max(1, int(n * 0.02 * rng.pareto(1.6) + 1)) % (n // 2)
-        centre = tuple(int(v) for v in rng.integers(0, n, 2))
-        colour = tuple(float(v) for v in rng.normal(0, 1.2, 3))
-        shape = rng.integers(3)
-        other = (centre[0] + int(rng.integers(-radius, radius + 1)), centre[1] + radius)
-        if shape == 0:
-            axes = (radius, max(1, int(radius * rng.uniform(0.3, 1))))
-            cv2.ellipse(canvas, centre, axes, rng.uniform(0, 180), 0, 360, colour, -1)
-        elif shape == 1:
-            cv2.rectangle(canvas, centre, other, colour, -1)
-        else:
-            cv2.line(canvas, centre, other, colour, max(1, radius // 4))
-    return canvas
-
-
-@dataclass(frozen=True)
-class Object:
-    """A star-shaped textured object moving by a similarity transform. Lengths in image widths."""
-
-    radius: float
-    harmonics: Array  # [k, 2]: amplitude and phase of the outline's harmonics 2, 3, …
-    corners: int  # 0: smooth outline; 3 and more: a regular polygon modulated by the harmonics
-    start: Array  # [2] centre at time 0
-    motion: Array  # [2] displacement from time 0 to time 1
-    bend: float  # sideways bow of the path, in lengths of `motion`
-    turn: float  # radians from time 0 to time 1
-    growth: float  # log scale from time 0 to time 1
-    texture: Array
-
-    def pose(self, time: float) -> tuple[Array, float, float]:
-        """Centre [2], angle and scale at `time`."""
-        normal = np.array([-self.motion[1], self.motion[0]])
-        centre = self.start + time * self.motion + self.bend * math.sin(math.pi * time) * normal
-        return centre.astype(np.float32), self.turn * time, math.exp(self.growth * time)
-
-    def to_local(self, points: Array, time: float) -> Array:
-        """Image positions [..., 2] at `time` → object coordinates."""
-        centre, angle, scale = self.pose(time)
-        return ((points - centre) @ _rotation(-angle).T / scale).astype(np.float32)
-
-    def to_image(self, local: Array, time: float) -> Array:
-        """Object coordinates [..., 2] → image positions at `time`; the inverse of `to_local`."""
-        centre, angle, scale = self.pose(time)
-        return (local @ _rotation(angle).T * scale + centre).astype(np.float32)
-
-    def contains(self, local: Array) -> NDArray[np.bool_]:
-        """Whether object coordinates [..., 2] lie inside the outline."""
-        angle = np.arctan2(local[..., 1], local[..., 0])
-        limit = np.full_like(angle, self.radius)
-        for k, (amplitude, phase) in enumerate(self.harmonics, start=2):
-            limit = limit + self.radius * amplitude * np.cos(k * angle + phase)
-        if self.corners:
-            sector = math.pi / self.corners
-            limit = limit * math.cos(sector) / np.cos((angle + math.pi) % (2 * sector) - sector)
-        return (local**2).sum(-1) < limit**2
-
-
-def _rotation(angle: float) -> Array:
-    c, s = math.cos(angle), math.sin(angle)
-    return np.array([[c, -s], [s, c]], np.float32)
 
 
 class Scene:
@@ -136,6 +39,13 @@ class Scene:
         turn: greatest rotation over the clip, in radians.
         growth: greatest change of log scale over the clip.
         exposure: 0 for well-lit scenes; up to 1 adds dark, bright, flat and tinted ones.
+        variety: 0 for plain outlines that move by similarity transforms; up to 1, the probability with which an object
+            is stretched, hollow, bends or has swinging limbs (`varied`), and with which the scene has shadows and a
+            glossy floor that mirrors what stands on it. Neither is a surface of its own: flow and tracks are those
+            of what they fall on.
+
+    Raises:
+        InputError: `exposure` or `variety` is outside of [0, 1], or `objects` or `motion` is not least and greatest.
     """
 
     def __init__(
@@ -147,7 +57,14 @@ class Scene:
         turn: float = 0.3,
         growth: float = 0.1,
         exposure: float = 0.0,
+        variety: float = 0.0,
     ) -> None:
+        for name, value in (("exposure", exposure), ("variety", variety)):
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} of a scene must be between 0 and 1, got {value:g}")
+        for name, (least, most) in (("objects", objects), ("motion", motion)):
+            if not 0 <= least <= most:
+                raise InputError(f"{name} of a scene are the least and the greatest, got {least:g} and {most:g}")
         self.seed, self.size = seed, size
         rng = np.random.default_rng(seed)
         self._paint = np.random.default_rng([seed, 1])  # its own generator: textures draw more at greater sizes
@@ -159,6 +76,22 @@ class Scene:
         self._light = rng.uniform(0.75, 1.15), rng.normal(0, 0.12, 2)  # brightness and its slope
         self._gain = math.exp(exposure * rng.uniform(-1.2, 0.4))
         self._grey = 0.5 + exposure * (rng.uniform(-0.45, 0.45) + rng.normal(0, 0.05, 3))  # what middle grey becomes
+        self._shadow: tuple[Array, float] | None = None  # where it falls from its object, and how dark it is
+        self._gloss = 0.0  # of the floor: the share of the mirror image
+        if variety:
+            self._vary(np.random.default_rng([seed, 2]), variety)
+
+    def _vary(self, rng: np.random.Generator, variety: float) -> None:
+        def paint() -> Array:
+            return texture(self._paint, self._texels)
+
+        self.objects = [part for item in self.objects for part in varied(item, rng, variety, paint)]
+        if rng.random() < variety:
+            direction = rng.uniform(0, 2 * math.pi)
+            cast = rng.uniform(0.02, 0.09) * np.array([math.cos(direction), math.sin(direction)])
+            self._shadow = cast.astype(np.float32), rng.uniform(0.2, 0.6)
+        if rng.random() < variety / 2:
+            self._gloss = rng.uniform(0.15, 0.5)
 
     def _object(
         self, rng: np.random.Generator, aspect: float, motion: tuple[float, float], turn: float, growth: float
@@ -213,20 +146,67 @@ class Scene:
         """The image at `time`, uint8 [h, w, 3]; each pixel is the mean of supersample² samples."""
         points = self._grid(1 / supersample)
         colour = self._sample(self.ground, points)
-        for item in self.objects:
-            local = item.to_local(points, time)
-            on = item.contains(local)
-            if on.any():
-                colour[on] = self._sample(item.texture, local[on])
+        bodies = [list(parts) for _, parts in groupby(self.objects, key=lambda item: id(item.root))]
+        for parts in bodies:
+            if self._shadow is not None:
+                self._darken(colour, points, parts, time)
+            if self._gloss:
+                self._mirror(colour, points, parts, time)
+            for item in parts:
+                window, local, on = self._covered(item, points, time)
+                colour[window][on] = self._sample(item.texture, local[on])
         height, width = self.size
-        colour = colour.reshape(height, supersample, width, supersample, 3).mean((1, 3))
+        colour = vector(cv2.resize(colour, (width, height), interpolation=cv2.INTER_AREA))
         brightness, slope = self._light
         light = brightness + (self._grid(1) - 0.5) @ slope
         developed = (colour * light[..., None] - 0.5) * self._gain + self._grey
         return np.clip(developed * 255 + 0.5, 0, 255).astype(np.uint8)
 
+    def _covered(
+        self, item: Object, points: Array, time: float, shift: Array | None = None, sign: float = 1.0
+    ) -> tuple[tuple[slice, slice], Array, NDArray[np.bool_]]:
+        """The window of `points` that an object can reach, their object coordinates, and which of them it covers.
+
+        `shift` moves the object's image, after a `sign` of −1 has mirrored it top to bottom.
+        """
+        flip, move = vector([1, sign]), vector([0, 0]) if shift is None else shift
+        centre, radius = item.bounds(time)
+        step = points[0, 1, 0] - points[0, 0, 0]
+        low, high = ((centre * flip + move + end) / step for end in (-radius, radius))
+        first, last = np.maximum(np.floor(low), 0).astype(int), np.maximum(np.ceil(high), 0).astype(int)
+        window = slice(first[1], last[1]), slice(first[0], last[0])
+        local = item.to_local((points[window] - move) * flip, time)
+        return window, local, item.contains(local)
+
+    def _darken(self, colour: Array, points: Array, parts: list[Object], time: float) -> None:
+        """The shadow of one body on all that lies below it."""
+        assert self._shadow is not None
+        cast, strength = self._shadow
+        shade = np.zeros(points.shape[:2], bool)
+        for item in parts:
+            window, _, on = self._covered(item, points, time, cast)
+            shade[window] |= on
+        colour[shade] *= 1 - strength
+
+    def _mirror(self, colour: Array, points: Array, parts: list[Object], time: float) -> None:
+        """The mirror image of one body on the floor below its lower edge."""
+        body = parts[0].root
+        centre, _, scale = body.pose(time)
+        base = centre[1] + 0.9 * body.radius * body.stretch[1] * scale
+        for item in parts:
+            window, local, on = self._covered(item, points, time, vector([0, 2 * base]), -1.0)
+            on &= points[window][..., 1] > base
+            colour[window][on] += self._gloss * (self._sample(item.texture, local[on]) - colour[window][on])
+
+    def travel(self, at: float, to: float) -> float:
+        """The greatest displacement of a token between two times, in widths."""
+        moved, _ = self.correspond(points := self._grid(TRACK_STRIDE / 2), at, to)
+        return float(np.linalg.norm(moved - points, axis=-1).max())
+
     def _sample(self, image: Array, points: Array) -> Array:
         flat = (points.reshape(-1, 2) * self._texels).astype(np.float32)
+        if not len(flat):
+            return np.empty((*points.shape[:-1], 3), np.float32)
         rows = np.resize(flat, (-(-len(flat) // 4096), 4096, 2))  # remap takes fewer than 2^15 columns
         colour = cv2.remap(image, rows[..., 0], rows[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
         return colour.reshape(-1, 3)[: len(flat)].reshape(*points.shape[:-1], 3).astype(np.float32, copy=False)

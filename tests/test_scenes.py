@@ -12,6 +12,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.scenes import GROUND, Scene, write_clip, write_clips
 
 SEEDS = range(4)
+VARIETIES = (0.0, 1.0)
 
 
 def warp(image: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
@@ -23,7 +24,7 @@ def warp(image: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
 
 
 def straight(scene: Scene) -> Scene:
-    """The same scene whose first object moves by exactly 16 px to the right, on a straight path."""
+    """The same scene with nothing but its first object, which moves 16 px to the right on a straight path."""
     width = scene.size[1]
     item = dataclasses.replace(
         scene.objects[0],
@@ -37,9 +38,19 @@ def straight(scene: Scene) -> Scene:
     return scene
 
 
+def evenly_lit(scene: Scene) -> Scene:
+    """The same scene in even light, grey ground under white objects."""
+    scene._light = 1.0, np.zeros(2)
+    scene.ground = np.full_like(scene.ground, 0.5)
+    scene.objects = [dataclasses.replace(item, texture=np.ones_like(item.texture)) for item in scene.objects]
+    return scene
+
+
+@pytest.mark.parametrize("variety", VARIETIES)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_flow_carries_source_onto_visible_target(seed):
-    scene = Scene(seed, (128, 128), objects=(1, 3))
+def test_flow_carries_source_onto_visible_target(seed, variety):
+    scene = Scene(seed, (128, 128), objects=(1, 3), variety=variety)
+    scene._shadow, scene._gloss = None, 0.0  # they move otherwise than what they fall on
     pair = scene.pair()
     _, seen = scene.correspond(scene._grid(1), 1.0, 0.0)
     on = torch.from_numpy(seen & (scene.layer(scene._grid(1), 1.0) != GROUND))  # the ground proves nothing
@@ -51,9 +62,10 @@ def test_flow_carries_source_onto_visible_target(seed):
     assert error(pair.flow_to_source) < 0.3 * min(error(0 * pair.flow_to_source), error(-pair.flow_to_source))
 
 
+@pytest.mark.parametrize("variety", VARIETIES)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_there_and_back_leads_home_where_visible(seed):
-    scene = Scene(seed, (64, 64), objects=(2, 3))
+def test_there_and_back_leads_home_where_visible(seed, variety):
+    scene = Scene(seed, (64, 64), objects=(2, 3), variety=variety)
     points = scene._grid(1)
     moved, seen = scene.correspond(points, 1.0, 0.0)
     back, _ = scene.correspond(moved, 0.0, 1.0)
@@ -108,16 +120,19 @@ def test_what_comes_from_outside_is_not_visible():
     assert not scene.tracks(1.0, 0.0)[1][on].any()
 
 
-def test_same_seed_same_scene_and_another_seed_another():
-    first, again, other = (Scene(seed, (32, 32)).pair() for seed in (5, 5, 6))
+@pytest.mark.parametrize("variety", VARIETIES)
+def test_same_seed_same_scene_and_another_seed_another(variety):
+    first, again, other = (Scene(seed, (32, 32), variety=variety).pair() for seed in (5, 5, 6))
     assert torch.equal(first.source, again.source)
     assert torch.equal(first.tracks, again.tracks)
     assert not torch.equal(first.source, other.source)
 
 
-def test_size_changes_no_motion():
-    small, large = Scene(5, (32, 32), objects=(1, 3)), Scene(5, (128, 128), objects=(1, 3))
+@pytest.mark.parametrize("variety", VARIETIES)
+def test_size_changes_no_motion(variety):
+    small, large = (Scene(5, (side, side), objects=(1, 3), variety=variety) for side in (32, 128))
     assert [o.radius for o in small.objects] == [o.radius for o in large.objects]
+    assert [o.turn for o in small.objects] == [o.turn for o in large.objects]
     assert all(np.array_equal(a.motion, b.motion) for a, b in zip(small.objects, large.objects, strict=True))
 
 
@@ -147,3 +162,102 @@ def test_write_clips_counts_seeds(tmp_path):
     paths = write_clips(tmp_path, 2, size=(32, 32), seed=7, seconds=0.5, fps=4, objects=(2, 2))
     assert [p.name for p in paths] == ["scene-7.mp4", "scene-8.mp4"]
     assert all(p.stat().st_size for p in paths)
+
+
+# --- variety
+
+
+def test_without_variety_scenes_are_those_of_old():
+    scene = Scene(1, (64, 64), objects=(1, 4), exposure=0.5)
+    assert [(item.wave, item.parent, item.hole, item.stretch) for item in scene.objects] == [
+        (None, None, 0.0, (1.0, 1.0))
+    ] * 2
+    assert scene.objects[0].radius == pytest.approx(0.23406, abs=1e-5)
+    assert scene.objects[0].start == pytest.approx([0.36828, 0.44633], abs=1e-5)
+    assert scene.frame(0.0).mean((0, 1)) == pytest.approx([116.23, 122.77, 124.68], abs=0.05)
+    assert np.abs(scene.flow(1.0, 0.0)).sum() == pytest.approx(9449.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_variety_changes_no_path(seed):
+    plain, rich = (Scene(seed, (32, 32), objects=(2, 2), variety=variety) for variety in VARIETIES)
+    bodies = [item for item in rich.objects if item.parent is None]
+    for a, b in zip(plain.objects, bodies, strict=True):
+        assert np.array_equal(a.start, b.start) and np.array_equal(a.motion, b.motion)
+
+
+def test_a_shadow_darkens_the_ground_where_it_falls_and_nothing_else():
+    scene = evenly_lit(straight(Scene(1, (64, 64))))
+    bare, points = scene.frame(0.5, supersample=1), scene._grid(1)
+    scene._shadow = np.array([0.08, 0.05], np.float32), 0.4
+    shaded = scene.frame(0.5, supersample=1)
+    on = scene.layer(points, 0.5) == GROUND
+    falls = on & (scene.layer(points - scene._shadow[0], 0.5) != GROUND)
+    assert falls.any()
+    np.testing.assert_array_equal((shaded != bare).any(-1), falls)
+    assert shaded[falls] == pytest.approx(0.6 * 0.5 * 255, abs=1)
+
+
+def test_a_shadow_falls_on_the_objects_below():
+    scene = evenly_lit(straight(Scene(1, (64, 64))))
+    below = dataclasses.replace(scene.objects[0], radius=0.9)
+    scene.objects = [below, scene.objects[0]]
+    scene._shadow = np.array([0.08, 0.05], np.float32), 0.4
+    frame, points = scene.frame(0.5, supersample=1), scene._grid(1)
+    falls = (scene.layer(points, 0.5) == 0) & (scene.layer(points - scene._shadow[0], 0.5) == 1)
+    assert falls.any()
+    np.testing.assert_array_equal(frame[..., 0] == round(0.6 * 255), falls)
+
+
+def test_gloss_mirrors_the_object_on_the_ground_below_it_and_nowhere_else():
+    scene = evenly_lit(straight(Scene(1, (64, 64))))
+    (item,), bare, points = scene.objects, scene.frame(0.5, supersample=1), scene._grid(1)
+    scene._gloss = 0.4
+    glossy = scene.frame(0.5, supersample=1)
+    base = item.pose(0.5)[0][1] + 0.9 * item.radius
+    mirrored = np.stack([points[..., 0], 2 * base - points[..., 1]], -1)
+    shines = (points[..., 1] > base) & (scene.layer(points, 0.5) == GROUND) & (scene.layer(mirrored, 0.5) != GROUND)
+    assert shines.any()
+    np.testing.assert_array_equal((glossy != bare).any(-1), shines)
+    assert glossy[shines] == pytest.approx((0.6 * 0.5 + 0.4) * 255, abs=1)
+
+
+def test_neither_shadow_nor_gloss_is_a_surface_of_its_own():
+    scene = Scene(3, (64, 64), objects=(2, 3))
+    before = scene.pair()
+    scene._shadow, scene._gloss = (np.array([0.08, 0.05], np.float32), 0.4), 0.4
+    after = scene.pair()
+    assert not torch.equal(before.target, after.target)
+    for name in ("flow_to_source", "flow_to_target", "tracks", "visible"):
+        assert torch.equal(getattr(before, name), getattr(after, name))
+
+
+def test_varied_scenes_have_shadows_and_sometimes_gloss():
+    scenes = [Scene(seed, (32, 32), variety=1.0) for seed in range(12)]
+    assert all(scene._shadow is not None for scene in scenes)
+    assert 0 < sum(scene._gloss > 0 for scene in scenes) < 12
+
+
+def test_travel_is_the_greatest_displacement():
+    scene = straight(Scene(1, (64, 64)))
+    assert scene.travel(0.0, 1.0) == pytest.approx(16 / 64, abs=1e-6)
+    assert scene.travel(0.0, 0.5) == pytest.approx(8 / 64, abs=1e-6)
+    assert scene.travel(0.3, 0.3) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("variety", 1.5),
+        ("variety", -0.1),
+        ("exposure", 2),
+        ("exposure", float("nan")),
+        ("objects", (3, 1)),
+        ("objects", (-1, 1)),
+        ("motion", (0.4, 0.1)),
+        ("motion", (-0.1, 0.1)),
+    ],
+)
+def test_impossible_settings_of_a_scene_are_named(option, value):
+    with pytest.raises(InputError, match=option):
+        Scene(0, (32, 32), **{option: value})
