@@ -2,6 +2,7 @@
 
 from datamodules.all_signals import AllSignalsDataModule
 from datamodules.base import EditDataModule
+from datamodules.clips import SceneClipDataModule
 from datamodules.coarse import CoarseDataModule
 from datamodules.points import PointsDataModule
 from datamodules.scenes import SceneDataModule
@@ -12,6 +13,7 @@ __all__ = [
     "CoarseDataModule",
     "EditDataModule",
     "PointsDataModule",
+    "SceneClipDataModule",
     "SceneDataModule",
     "SketchDataModule",
 ]

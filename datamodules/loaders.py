@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from fp_lightning.errors import InputError
-from fp_lightning.types import EditBatch
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -19,6 +18,8 @@ class EpochSampler(DistributedSampler[int]):
     Index and seed thus decide a sample's randomness and procedural scenes never repeat, whatever the
     number of workers. Lightning calls `set_epoch`, so a resumed run goes on where it was, and leaves
     a DistributedSampler as it is. Every rank has equally many; a remainder waits for another epoch.
+    An epoch counts once its first index is taken: a loader with worker processes asks for two iterators
+    and drops one.
     """
 
     def __init__(self, length: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -36,7 +37,7 @@ class EpochSampler(DistributedSampler[int]):
         start, self.epoch = self.epoch * self.length, self.epoch + 1
         skip, self.skip = self.skip, 0
         mine = order[self.rank :: self.world][: len(self)]
-        return (start + int(index) for index in mine[skip:])
+        yield from (start + int(index) for index in mine[skip:])
 
 
 class ShareSampler(DistributedSampler[int]):
@@ -68,10 +69,10 @@ class ShareSampler(DistributedSampler[int]):
         return iter(self.indices)
 
 
-class EditLoader(DataLoader[EditBatch]):
+class EditLoader(DataLoader[Any]):
     """A loader whose worker processes pass an InputError on as it is, without their traceback."""
 
-    def __iter__(self) -> Iterator[EditBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
             yield from super().__iter__()
         except InputError as error:  # from a worker, the message is "Caught … Traceback … InputError: one line"
@@ -79,14 +80,16 @@ class EditLoader(DataLoader[EditBatch]):
 
 
 class ResumableLoader(EditLoader):
-    """A loader that a checkpoint taken within an epoch resumes at its next batch; Lightning keeps the state."""
+    """A loader that a checkpoint taken within an epoch resumes at its next batch; Lightning keeps the state.
+
+    Without a batch size every item of the data set is a batch.
+    """
 
     sampler: EpochSampler
-    batch_size: int
     given = 0  # batches of this epoch
 
-    def __iter__(self) -> Iterator[EditBatch]:  # type: ignore[override]
-        self.given = self.sampler.skip // self.batch_size
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.given = self.sampler.skip // (self.batch_size or 1)
         for batch in super().__iter__():
             self.given += 1
             yield batch
@@ -95,4 +98,4 @@ class ResumableLoader(EditLoader):
         return {"given": self.given % max(1, len(self))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sampler.skip = state["given"] * self.batch_size
+        self.sampler.skip = state["given"] * (self.batch_size or 1)

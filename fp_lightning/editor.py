@@ -343,29 +343,43 @@ class FramePainter(nn.Module):
         """
         if batch.target is None:
             raise ValueError("losses need a batch with target")
-        count, device = len(batch), batch.source.device
-
-        def normal(shape: tuple[int, ...]) -> Tensor:
-            return uploaded(torch.randn(shape, generator=generator), device)
-
         condition = self._training_condition(batch, generator)
-        r, p = uploaded(torch.rand(count, generator=generator), device), self.dropout
-        condition = condition.dropped(r < 2 * p, (r >= p) & (r < 3 * p), (r >= p) & (r < 2 * p))
-
         latents = self._latents(batch, batch.target) if batch.latents is None else batch.latents
-        clean = latents * self.vae.config.scaling_factor
-        sigma = uploaded(edm.log_normal((count,), self.sigma_mean, self.sigma_std, generator), device)
-        noisy = clean + sigma.view(-1, 1, 1, 1, 1) * normal(tuple(clean.shape))
-
         correspondence = None
         if self.matching_weight and batch.tracks is not None and batch.visible is not None:
             height, width = batch.source.shape[-2:]
             correspondence = Correspondence(batch.tracks, batch.visible, (height, width))
-        denoised, layers = self.denoise(noisy, sigma, condition, correspondence)
-        error = edm.loss_weight(sigma).view(-1, 1, 1, 1, 1) * (denoised - clean).square()
+        error, layers = self.denoising_error(latents, condition, generator, correspondence)
         diffusion = (error if self.reconstruct_source else error[:, 1:]).mean()
         matching = torch.stack(list(layers.values())).mean() if layers else diffusion.new_zeros(())
         return Losses(diffusion + self.matching_weight * matching, diffusion, matching)
+
+    def denoising_error(
+        self,
+        latents: Tensor,
+        condition: Condition,
+        generator: torch.Generator | None = None,
+        correspondence: Correspondence | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The EDM-weighted squared error of each latent, [b, f, 4, h, w], and the layers' matching losses.
+
+        Conditioning dropout, noise levels and noise are drawn here.
+
+        Args:
+            latents: [b, f, 4, h, w] of the frames, not scaled; a number of frames other than two has no control.
+            condition: what is told of them.
+            generator: on the CPU.
+            correspondence: asks for the matching losses.
+        """
+        count, device = len(latents), latents.device
+        r, p = uploaded(torch.rand(count, generator=generator), device), self.dropout
+        condition = condition.dropped(r < 2 * p, (r >= p) & (r < 3 * p), (r >= p) & (r < 2 * p))
+        clean = latents * self.vae.config.scaling_factor
+        sigma = uploaded(edm.log_normal((count,), self.sigma_mean, self.sigma_std, generator), device)
+        noise = uploaded(torch.randn(tuple(clean.shape), generator=generator), device)
+        levels = sigma.view(-1, 1, 1, 1, 1)
+        denoised, layers = self.denoise(clean + levels * noise, sigma, condition, correspondence)
+        return edm.loss_weight(levels) * (denoised - clean).square(), layers
 
 
 def build_editor(

@@ -1,34 +1,30 @@
-"""The LightningModule: steps, optimiser, logging."""
+"""The LightningModule: steps and logging."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.progress import track
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Subset
 
-from fp_lightning.correspondence import CorrespondenceMetrics
+from fp_lightning.correspondence import CorrespondenceMetrics, attention_maps, entropy, probe
 from fp_lightning.editor import FramePainter
 from fp_lightning.edm import seeded_generator
 from fp_lightning.errors import InputError
 from fp_lightning.latents import LatentStore
 from fp_lightning.matching import spatial_attentions
 from fp_lightning.metrics import EditMetrics
+from fp_lightning.optimiser import AdamWModule, Schedule
 from fp_lightning.sampler import Sampling, sample
 from fp_lightning.types import EditBatch
 
 logger = logging.getLogger(__name__)
 
 
-class FramePainterModule(L.LightningModule):
+class FramePainterModule(AdamWModule):
     """Trains, validates and runs an editor.
 
     All noise comes from generators seeded by (seed, what it is for, step or sample name), so a
@@ -36,10 +32,7 @@ class FramePainterModule(L.LightningModule):
 
     Args:
         editor: see `fp_lightning.editor.build_editor`.
-        learning_rate: of AdamW, after warm-up.
-        betas, weight_decay: of AdamW.
-        warmup: optimiser steps of linear warm-up.
-        schedule: "constant" (paper) or "cosine" to zero over the whole fit.
+        learning_rate, betas, weight_decay, warmup, schedule: see `AdamWModule`.
         sampling: how validation, test and predict draw their edits.
         metrics: of validation and test.
         fit_edits: samples, per process, of which a validation within `fit` draws edits; the losses are
@@ -54,16 +47,14 @@ class FramePainterModule(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 1e-2,
         warmup: int = 0,
-        schedule: Literal["constant", "cosine"] = "constant",
+        schedule: Schedule = "constant",
         sampling: Sampling | None = None,
         metrics: EditMetrics | None = None,
         fit_edits: int = 32,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.editor = editor
-        self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
-        self.warmup, self.schedule, self.seed = warmup, schedule, seed
+        super().__init__(editor, learning_rate, betas, weight_decay, warmup, schedule)
+        self.seed = seed
         self.sampling = sampling or Sampling()
         self.edit_metrics, self.fit_edits = metrics or EditMetrics(), fit_edits
         self.correspondence_metrics = CorrespondenceMetrics(list(spatial_attentions(editor.unet)))
@@ -110,14 +101,25 @@ class FramePainterModule(L.LightningModule):
         edited = self._edit(batch)
         self.edit_metrics.update(edited, batch)
         if self.trainer.state.fn != "fit":
-            noise = [seeded_generator(self.seed, "correspondence", name) for name in batch.name]
-            self.correspondence_metrics.update(self.editor, batch, noise)
+            self.correspondence_metrics.update(self.editor, batch, self._attention_noise(batch))
         return {"edited": edited}
 
     def _edit(self, batch: EditBatch) -> Tensor:
         return sample(
             self.editor, batch, self.sampling, [seeded_generator(self.seed, "edit", name) for name in batch.name]
         )
+
+    def attention_maps(self, batch: EditBatch, points: Tensor, sigma: float = 1.0) -> dict[str, Tensor]:
+        """See `fp_lightning.correspondence.attention_maps`; a sample's noise is always the same."""
+        return attention_maps(self.editor, batch, points, self._attention_noise(batch), sigma)
+
+    def attention_entropy(self, batch: EditBatch, sigma: float = 1.0) -> dict[str, float]:
+        """Of each layer that joins the frames, mean over heads and target tokens: 0 for one token, 1 for all alike."""
+        seen = probe(self.editor, batch, sigma, self._attention_noise(batch))
+        return {layer.layer: float(entropy(layer.query, layer.key).mean()) for layer in seen}
+
+    def _attention_noise(self, batch: EditBatch) -> list[torch.Generator]:
+        return [seeded_generator(self.seed, "correspondence", name) for name in batch.name]
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -135,44 +137,6 @@ class FramePainterModule(L.LightningModule):
         self.correspondence_metrics.reset()
 
     on_test_epoch_start = on_validation_epoch_start
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """As Lightning does, but also for a fused optimiser under bf16-mixed: only scaled gradients forbid it."""
-        plugin = self.trainer.precision_plugin
-        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        trainable = [p for p in self.editor.parameters() if p.requires_grad]
-        fused = self.trainer.precision != "16-mixed"  # a fused step cannot be clipped where gradients are scaled
-        optimizer = torch.optim.AdamW(
-            trainable, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay, fused=fused
-        )
-        total = self.trainer.estimated_stepping_batches
-
-        def factor(step: int) -> float:
-            warm = min(1.0, (step + 1) / (self.warmup + 1))
-            if self.schedule == "constant":
-                return warm
-            done = max(0.0, (step - self.warmup) / max(1.0, total - self.warmup))
-            return warm * (1 + torch.cos(torch.tensor(done * torch.pi)).item()) / 2
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def setup(self, stage: str) -> None:
-        if self.schedule not in ("constant", "cosine"):
-            raise InputError(f"schedule must be constant or cosine, got {self.schedule!r}")
-        if self.schedule == "cosine" and stage == "fit" and self.trainer.max_steps == self.trainer.max_epochs == -1:
-            raise InputError("schedule cosine needs an end: set trainer.max_steps or trainer.max_epochs")
-        size = getattr(getattr(self.trainer, "datamodule", None), "size", None)
-        if size is not None:
-            self.editor.check_size(tuple(size))
 
     def trainable_names(self) -> set[str]:
         """The state-dict names of the weights that train: what a checkpoint carries."""
@@ -197,7 +161,7 @@ class FramePainterModule(L.LightningModule):
         """
         now, then = self.editor.settings(), checkpoint.get("editor", {})
         changed = [f"{name} {then[name]} (now {now[name]})" for name in now if name in then and then[name] != now[name]]
-        own = {k: tuple(v.shape) for k, v in self.named_parameters() if k in self.trainable_names()}
+        own = {k: tuple(v.shape) for k, v in self.named_parameters() if v.requires_grad}
         loaded = {k: tuple(v.shape) for k, v in checkpoint["state_dict"].items()}
         kinds = {
             "missing": sorted(own.keys() - loaded.keys()),

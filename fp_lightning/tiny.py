@@ -1,10 +1,12 @@
 """The tiny build: SVD's classes made small enough to train on two cores, as a folder in SVD's format.
 
-`fp_lightning/assets/tiny` was written by the commands at the head of recipes/tiny_vae.yaml.
+`fp_lightning/assets/tiny` was written by the commands at the head of recipes/tiny_svd.yaml, which trains its U-Net,
+with the VAE of recipes/tiny_vae.yaml.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -43,17 +45,17 @@ def tiny_vae(weights: str | None = None) -> AutoencoderKLTemporalDecoder:
 
 
 def tiny_unet() -> UNetSpatioTemporalConditionModel:
-    """A new U-Net of two levels, 64 and 96 channels, one layer a block."""
+    """A new U-Net of two levels of 64 channels, one layer a block, 3,235,283 parameters."""
     return UNetSpatioTemporalConditionModel(
         sample_size=16,
         down_block_types=("CrossAttnDownBlockSpatioTemporal",) * 2,
         up_block_types=("CrossAttnUpBlockSpatioTemporal",) * 2,
-        block_out_channels=(64, 96),
+        block_out_channels=(64, 64),
         addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=96,
         layers_per_block=1,
         cross_attention_dim=EMBEDDING,
-        num_attention_heads=(2, 3),
+        num_attention_heads=(2, 2),
         num_frames=2,
     )
 
@@ -94,28 +96,40 @@ def tiny_scheduler() -> EulerDiscreteScheduler:
 
 
 def write_tiny(
-    folder: str | Path, vae: AutoencoderKLTemporalDecoder, unet_weights: bool = False, seed: int = 0
+    folder: str | Path,
+    vae: AutoencoderKLTemporalDecoder,
+    unet: UNetSpatioTemporalConditionModel | None = None,
+    image_encoder: CLIPVisionModelWithProjection | None = None,
+    seed: int = 0,
 ) -> Path:
-    """Writes the tiny build in SVD's folder format, half precision; all but the VAE is random from `seed`.
+    """Writes the tiny build in SVD's folder format, half precision.
 
     Args:
-        unet_weights: also write the U-Net's random weights; else its config alone.
+        folder: for `unet`, `vae`, `image_encoder`, `scheduler`, and the configuration of a control encoder.
+        vae: as `recipes/tiny_vae.yaml` trains it.
+        unet: as `recipes/tiny_svd.yaml` trains it; random if there is none.
+        image_encoder: the one that the U-Net was trained with; random if there is none.
+        seed: of what is random.
     """
     folder = Path(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet, image_encoder, control = tiny_unet(), tiny_image_encoder(), tiny_control_encoder()
-    if unet_weights:
-        unet.half().save_pretrained(folder / "unet")
-    else:
-        unet.save_config(folder / "unet")
-    control.save_config(folder / "control_encoder")
-    vae.register_to_config(_name_or_path="")
-    vae.half().save_pretrained(folder / "vae")
-    image_encoder.half().save_pretrained(folder / "image_encoder")
+        parts = {"unet": unet or tiny_unet(), "vae": vae, "image_encoder": image_encoder or tiny_image_encoder()}
+    for name, part in parts.items():
+        part.half().save_pretrained(folder / name)
+    for name in ("unet", "vae"):  # where it was loaded from is of this machine
+        config = folder / name / "config.json"
+        kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+    tiny_control_encoder().save_config(folder / "control_encoder")
     tiny_scheduler().save_pretrained(folder / "scheduler")
     return folder
 
 
 if __name__ == "__main__":
-    write_tiny(sys.argv[2], AutoencoderKLTemporalDecoder.from_pretrained(sys.argv[1]))
+    write_tiny(
+        sys.argv[3],
+        AutoencoderKLTemporalDecoder.from_pretrained(sys.argv[1]),
+        UNetSpatioTemporalConditionModel.from_pretrained(sys.argv[2]),
+        CLIPVisionModelWithProjection.from_pretrained(Path(__file__).parent / "assets" / "tiny" / "image_encoder"),
+    )

@@ -1,4 +1,4 @@
-"""The only shared contract: `VideoPair` on disk, `EditBatch` in memory.
+"""The only shared contract: `VideoPair` on disk, `EditBatch` in memory, and `ClipBatch` for a video prior.
 
 Positions are continuous pixel coordinates of the tensor they belong to, x before y: pixel column i
 covers [i, i + 1) and its centre is i + 0.5. Resizing an image by s therefore multiplies positions
@@ -130,6 +130,25 @@ class EditBatch:
             else:
                 joined[f.name] = [item for value in present for item in value]
         return EditBatch(**joined)
+
+
+@dataclass
+class ClipBatch:
+    """Clips of equally many frames at even times: what a video prior trains on."""
+
+    frames: Tensor  # float [b, f, 3, h, w] in [-1, 1]
+    motion: Tensor  # float [b] greatest displacement from the first frame to the last, in image widths
+    name: list[str]  # b names, unique within a data set
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def to(self, *args, **kwargs) -> ClipBatch:
+        """Moves every tensor; Lightning calls this to bring a batch to its device."""
+        return ClipBatch(self.frames.to(*args, **kwargs), self.motion.to(*args, **kwargs), self.name)
+
+    def pin_memory(self) -> ClipBatch:
+        return ClipBatch(self.frames.pin_memory(), self.motion.pin_memory(), self.name)
 
 
 def _padded(points: Tensor, count: int) -> Tensor:

@@ -70,4 +70,4 @@ def batch() -> EditBatch:
 def tiny_folder(tmp_path_factory):
     """A folder in SVD's format with random tiny weights, the U-Net's too."""
     torch.manual_seed(0)
-    return write_tiny(tmp_path_factory.mktemp("model") / "svd", tiny_vae(), unet_weights=True)
+    return write_tiny(tmp_path_factory.mktemp("model") / "svd", tiny_vae())

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fp_lightning.bench.edit import edit, unet
+from fp_lightning.bench.generator import generator
 from fp_lightning.bench.loader import loader
 from fp_lightning.bench.matching import matching
 from fp_lightning.bench.measure import Result
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "pairs": pairs,
     "correspondence": correspondence,
     "loader": loader,
+    "generator": generator,
 }
 
 

@@ -1,0 +1,50 @@
+"""Whether procedural clips are filmed as fast as a prior trains on them."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+
+import torch
+
+from fp_lightning.bench.measure import Result, compare
+from fp_lightning.bench.networks import DEVICE
+from fp_lightning.editor import build_editor
+from fp_lightning.prior import VideoPriorModule
+from fp_lightning.types import ClipBatch
+
+
+def generator(rounds: int) -> list[Result]:
+    """Filming a batch by one loader process, beside the step of training that it feeds, of each length of clip.
+
+    The ratio says how many training processes one loader process can feed.
+    """
+    return [_one(frames, rounds) for frames in (2, 4)]
+
+
+def _one(frames: int, rounds: int) -> Result:
+    data = importlib.import_module("datamodules").SceneClipDataModule(frames=(frames,), frames_per_batch=16)
+    module = VideoPriorModule(build_editor("tiny", "random", attention="temporal").to(DEVICE))
+    optimiser = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], fused=True)
+    batch: ClipBatch = data.batch("train", 0).to(DEVICE)
+    numbers = itertools.count(1)
+
+    def step() -> None:
+        with torch.autocast(DEVICE, torch.bfloat16):
+            loss = module.loss(batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    result = compare(f"generator/{frames}-frames", lambda: data.batch("train", next(numbers)), step, rounds)
+    assert result.ours and result.reference
+    result.settings |= {
+        "frames": frames,
+        "clips": len(batch),
+        "clips_per_second": {
+            "filmed": round(len(batch) / result.ours, 1),
+            "trained_on": round(len(batch) / result.reference, 1),
+        },
+        "training": "bf16-mixed",
+    }
+    return result
