@@ -1,5 +1,6 @@
 """Lightning callbacks that show, score and save what the editor does; recipes name them by class path."""
 
+from .correspondence_maps import CorrespondenceMaps
 from .ema import TrainableEMA
 from .evaluation_report import EvaluationReport
 from .history_csv import MetricsCSV
@@ -8,6 +9,7 @@ from .prediction_writer import PredictionWriter
 from .throughput import ProgressBar, Throughput
 
 __all__ = [
+    "CorrespondenceMaps",
     "EvaluationReport",
     "ImageGrid",
     "MetricsCSV",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 
 from fp_lightning.editor import NOISE_AUGMENTATION, FramePainter
+from fp_lightning.edm import seeded_generator
 from fp_lightning.matching import Correspondence, CrossFrameAttnProcessor, MatchingAttnProcessor, spatial_attentions
 from fp_lightning.scores import EXACT
 from fp_lightning.types import MOVING_WIDTH, EditBatch, to_uint8
@@ -56,25 +58,10 @@ class CorrespondenceMetrics(Metric):
         self.sums = self.sums.to(EXACT)  # `module.to(bfloat16)` lowers states too, which start as zeros
         if batch.tracks is None or batch.visible is None or batch.target is None:
             return
-        size = (batch.source.shape[-2], batch.source.shape[-1])
-        truth = Correspondence(batch.tracks, batch.visible, size)
-        device = batch.source.device
-
-        def normal(shape: Sequence[int]) -> Tensor:
-            return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(device)
-
-        augmentation = torch.full((len(batch),), NOISE_AUGMENTATION, device=device)
-        condition = editor.condition(batch, normal(batch.source.shape[1:]), augmentation)
-        clean = torch.stack([editor.encode(x) for x in (batch.source, batch.target)], 1)
-        clean = clean * editor.vae.config.scaling_factor
+        truth = Correspondence(batch.tracks, batch.visible, (batch.source.shape[-2], batch.source.shape[-1]))
         self._finest = None
-        handles = [self._watch(attn, self.layers.index(name), truth) for name, attn in self._asked(editor).items()]
-        try:
-            sigma = torch.full((len(batch),), self.sigma, device=device)
-            editor.denoise(clean + self.sigma * normal(clean.shape[1:]), sigma, condition)
-        finally:
-            for handle in handles:
-                handle.remove()
+        for seen in probe(editor, batch, self.sigma, generators):
+            self._add(seen, truth)
         best: Sequence[Tensor] = [] if self._finest is None else list(self._finest)
         for name, source, found in zip(batch.name[: len(best)], batch.source[: len(best)], best, strict=True):
             if len(self.pictures) < self.keep:
@@ -97,37 +84,174 @@ class CorrespondenceMetrics(Metric):
             for layer, row in rows.items()
         }
 
-    def _asked(self, editor: FramePainter) -> dict[str, Any]:
-        kinds = (MatchingAttnProcessor, CrossFrameAttnProcessor)
-        return {k: attn for k, attn in spatial_attentions(editor.unet).items() if isinstance(attn.processor, kinds)}
+    def _add(self, seen: Seen, truth: Correspondence) -> None:
+        index = truth.source_index(seen.tokens)
+        best = torch.stack([looked_at(q, k, seen.tokens) for q, k in zip(seen.query, seen.key, strict=True)])
+        if self._finest is None or seen.tokens >= self._finest.shape[1]:
+            self._finest = best
+        away, pixels = distances(best[index >= 0], index[index >= 0], seen.tokens, truth.size)
+        within = [(away <= limit).sum() for limit in WITHIN]
+        self.sums[self.layers.index(seen.layer)] += torch.stack([away.new_tensor(len(away)), pixels.sum(), *within]).to(
+            self.sums
+        )
 
-    def _watch(self, attn: Any, layer: int, truth: Correspondence) -> RemovableHandle:
-        def look(module: Any, args: tuple[Tensor, ...]) -> None:
-            self._add(attn, layer, truth, args[0])
 
-        return attn.register_forward_pre_hook(look)
+@dataclass(frozen=True)
+class Seen:
+    """Queries and keys of one attention layer that joins the frames."""
 
-    def _add(self, attn: Any, layer: int, truth: Correspondence, hidden: Tensor) -> None:
-        source, target = rearrange(hidden, "(b f) n c -> f b n c", f=2)
+    layer: str
+    query: Tensor  # [b, h, n, d] of the target's tokens
+    key: Tensor  # [b, h, m, d]; the first n are the source's tokens, the others, if any, the target's
+    tokens: int  # n
+
+
+@torch.no_grad()
+def probe(
+    editor: FramePainter, batch: EditBatch, sigma: float, generators: Sequence[torch.Generator]
+) -> Iterator[Seen]:
+    """One call of the network on the true pairs with noise of level `sigma`; what its attention between frames asks.
+
+    Of matching attention it is the branch's, of cross-frame attention that of the target's tokens. Nothing where the
+    network has no attention between frames.
+
+    Args:
+        batch: with target, and control or points.
+        generators: one a sample, on the CPU, for its noise.
+    """
+    device = batch.source.device
+    assert batch.target is not None, "the true pair is looked at"
+
+    def normal(shape: Sequence[int]) -> Tensor:
+        return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(device)
+
+    augmentation = torch.full((len(batch),), NOISE_AUGMENTATION, device=device)
+    condition = editor.condition(batch, normal(batch.source.shape[1:]), augmentation)
+    clean = torch.stack([editor.encode(x) for x in (batch.source, batch.target)], 1)
+    clean = clean * editor.vae.config.scaling_factor
+    hidden: dict[str, Tensor] = {}
+    asked = {
+        name: attn
+        for name, attn in spatial_attentions(editor.unet).items()
+        if isinstance(attn.processor, (MatchingAttnProcessor, CrossFrameAttnProcessor))
+    }
+
+    def keep(name: str) -> Callable[[Any, tuple[Tensor, ...]], None]:
+        def hook(module: Any, args: tuple[Tensor, ...]) -> None:
+            hidden[name] = args[0]
+
+        return hook
+
+    handles = [attn.register_forward_pre_hook(keep(name)) for name, attn in asked.items()]
+    try:
+        levels = torch.full((len(batch),), sigma, device=device)
+        editor.denoise(clean + sigma * normal(clean.shape[1:]), levels, condition)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, attn in asked.items():
+        source, target = rearrange(hidden[name], "(b f) n c -> f b n c", f=2)
         branch = attn.processor if isinstance(attn.processor, MatchingAttnProcessor) else attn
         answering = source if branch is attn.processor else torch.cat([source, target], 1)
         query, key = (
             rearrange(x, "b n (h d) -> b h n d", h=attn.heads) for x in (branch.to_q(target), branch.to_k(answering))
         )
-        tokens = source.shape[1]
-        index = truth.source_index(tokens)
-        stride = (truth.size[0] * truth.size[1] / tokens) ** 0.5
-        columns = round(truth.size[1] / stride)
-        best = torch.stack([looked_at(q, k, tokens) for q, k in zip(query, key, strict=True)])
-        if self._finest is None or tokens >= self._finest.shape[1]:
-            self._finest = best
-        found, wanted = best[index >= 0], index[index >= 0]
-        away = torch.hypot(
-            (found % columns - wanted % columns).to(EXACT), (found // columns - wanted // columns).to(EXACT)
-        )
-        pixels = away.sum() * stride * MOVING_WIDTH / truth.size[1]
-        within = [(away <= limit).sum() for limit in WITHIN]
-        self.sums[layer] += torch.stack([away.new_tensor(len(away)), pixels, *within]).to(self.sums)
+        yield Seen(name, query, key, source.shape[1])
+
+
+def distances(found: Tensor, wanted: Tensor, tokens: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """How far source tokens are from others, [n] each: in tokens, and in pixels at 512 px width.
+
+    Args:
+        found, wanted: token indices [n] of a grid of `tokens` square tokens.
+        size: (height, width) of the image in pixels.
+    """
+    stride = (size[0] * size[1] / tokens) ** 0.5
+    columns = round(size[1] / stride)
+    away = torch.hypot((found % columns - wanted % columns).to(EXACT), (found // columns - wanted // columns).to(EXACT))
+    return away, away * (stride * MOVING_WIDTH / size[1])
+
+
+def attention_maps(
+    editor: FramePainter,
+    batch: EditBatch,
+    points: Tensor,
+    generators: Sequence[torch.Generator],
+    sigma: float = 1.0,
+) -> dict[str, Tensor]:
+    """Where the target's tokens under some points look in the source (the paper's Figure 8), by layer.
+
+    Args:
+        batch, generators, sigma: see `probe`.
+        points: [b, p, 2] as (x, y) in the target, in pixels.
+
+    Returns:
+        For each layer attention [b, h, p, rows, columns] over the source's tokens; of matching attention every map
+        sums to 1, of cross-frame attention to the source's share.
+    """
+    (height, width), maps = batch.source.shape[-2:], {}
+    for seen in probe(editor, batch, sigma, generators):
+        stride = (height * width / seen.tokens) ** 0.5
+        rows, columns = round(height / stride), round(width / stride)
+        column, row = (points / stride).floor().long().unbind(-1)
+        token = row.clamp(0, rows - 1) * columns + column.clamp(0, columns - 1)  # [b, p]
+        query = torch.stack([q[:, index] for q, index in zip(seen.query, token, strict=True)])
+        logits = query.float() @ seen.key.float().mT * query.shape[-1] ** -0.5
+        attention = logits.softmax(-1)[..., : seen.tokens]
+        maps[seen.layer] = attention.unflatten(-1, (rows, columns)).cpu()
+    return maps
+
+
+def by_head(editor: FramePainter, batch: EditBatch, sigmas: Sequence[float], seed: int = 0) -> list[dict[str, Any]]:
+    """Correspondence and entropy of every layer and head at some noise levels, a row each.
+
+    "tokens" are those with a visible track, "error" (mean, px at 512 px width) and "within_1" (share within one token)
+    are of the arg-max of one head's attention, "entropy" is the mean over target tokens of the attention's entropy by
+    the greatest possible, 0 for a single token and 1 for all alike.
+
+    Args:
+        batch: with target, tracks and visible.
+        seed: of the noise, which is the same at every level but for its strength.
+    """
+    assert batch.tracks is not None and batch.visible is not None, "correspondence needs tracks"
+    size = (batch.source.shape[-2], batch.source.shape[-1])
+    truth = Correspondence(batch.tracks, batch.visible, size)
+    rows: list[dict[str, Any]] = []
+    for sigma in sigmas:
+        noise = [seeded_generator(seed, "correspondence", name) for name in batch.name]
+        for seen in probe(editor, batch, sigma, noise):
+            index = truth.source_index(seen.tokens)
+            for head in range(seen.query.shape[1]):
+                query, key = seen.query[:, head], seen.key[:, head]
+                best = torch.stack([looked_at(q[None], k[None], seen.tokens) for q, k in zip(query, key, strict=True)])
+                away, pixels = distances(best[index >= 0], index[index >= 0], seen.tokens, size)
+                rows.append(
+                    {
+                        "layer": seen.layer,
+                        "grid": seen.tokens,
+                        "head": head,
+                        "sigma": sigma,
+                        "tokens": len(away),
+                        "error": float(pixels.mean()) if len(away) else float("nan"),
+                        "within_1": float((away <= 1).double().mean()) if len(away) else float("nan"),
+                        "entropy": float(entropy(query, key).mean()),
+                    }
+                )
+    return rows
+
+
+def entropy(query: Tensor, key: Tensor) -> Tensor:
+    """Entropy of attention over its keys, by its greatest value ln m: [..., n] in [0, 1].
+
+    Args:
+        query: [..., n, d].
+        key: [..., m, d].
+    """
+    values = []
+    for rows in query.split(max(1, ENTRIES // (key[..., 0].numel())), dim=-2):
+        logs = (rows.float() @ key.float().mT * query.shape[-1] ** -0.5).log_softmax(-1)
+        values.append(-(logs.exp() * logs).sum(-1))
+    return torch.cat(values, -1) / math.log(key.shape[-2])
 
 
 def looked_at(query: Tensor, key: Tensor, tokens: int) -> Tensor:

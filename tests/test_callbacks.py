@@ -16,11 +16,21 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from callbacks import EvaluationReport, ImageGrid, MetricsCSV, PredictionWriter, ProgressBar, Throughput
+from callbacks import (
+    CorrespondenceMaps,
+    EvaluationReport,
+    ImageGrid,
+    MetricsCSV,
+    PredictionWriter,
+    ProgressBar,
+    Throughput,
+)
+from callbacks.correspondence_maps import furthest
 from datamodules import SceneDataModule
 from fp_lightning.metrics import EditMetrics
 from fp_lightning.module import FramePainterModule
 from fp_lightning.report import encode, signal_image, to_tensor
+from fp_lightning.sampler import Sampling
 from fp_lightning.types import EditBatch, to_uint8, to_unit_range
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and log intervals
@@ -296,3 +306,52 @@ def test_throughput_is_logged_with_the_operations_of_a_step(tmp_path):
     with FlopCounterMode(display=False) as counter:
         module.editor.losses(batch, torch.Generator().manual_seed(0)).total.backward()
     assert watch.flops == pytest.approx(counter.get_total_flops(), rel=0.05)  # how many rows are visible differs
+
+
+# CorrespondenceMaps
+
+
+def watched(folder, attention: str = "matching", **options) -> Trainer:
+    """A fit of two steps with a validation after each."""
+    module = FramePainterModule(make_editor(attention), sampling=Sampling(1, guidance_scale=1.0), fit_edits=0)
+    data = SceneDataModule(size=(32, 32), batch_size=2, train_samples=4, val_samples=3, stride=4)
+    run = trainer(folder, CorrespondenceMaps(**options), max_steps=2, val_check_interval=1, num_sanity_val_steps=1)
+    run.fit(module, data)
+    return run
+
+
+def test_a_validation_leaves_a_row_of_maps_for_each_sample(tmp_path):
+    run = watched(tmp_path, max_layers=3)
+    sheets = sorted((tmp_path / "correspondence").iterdir())
+    assert [p.name for p in sheets] == ["step-000001.png", "step-000002.png"]
+    assert Image.open(sheets[0]).size == ((2 + 3) * 192, 2 * 192)  # target, source and layers by samples
+    logged = {name: float(v) for name, v in run.callback_metrics.items() if name.endswith("/entropy")}
+    assert len(logged) == len(run.model.correspondence_metrics.layers)
+    assert all(0 < value <= 1 for value in logged.values())
+
+
+def test_maps_come_at_every_nth_validation_and_of_no_more_samples_than_asked(tmp_path):
+    watched(tmp_path, every_n_val=2, max_samples=1, max_layers=1)
+    (sheet,) = (tmp_path / "correspondence").iterdir()
+    assert sheet.name == "step-000001.png"
+    assert Image.open(sheet).size == (3 * 192, 192)
+
+
+def test_where_no_attention_joins_the_frames_there_are_no_maps(tmp_path):
+    run = watched(tmp_path, "temporal")
+    assert not (tmp_path / "correspondence").exists()
+    assert not [name for name in run.callback_metrics if "entropy" in name]
+
+
+def test_the_queried_token_is_the_visible_one_that_moved_furthest():
+    y, x = torch.meshgrid(torch.arange(4) * 4 + 2.0, torch.arange(4) * 4 + 2.0, indexing="ij")
+    tracks = torch.stack([x, y]).expand(2, 2, 4, 4).clone()
+    tracks[0, :, 1, 2] += torch.tensor([3.0, -1.0])
+    tracks[0, :, 3, 0] += 9.0  # hidden
+    tracks[1, 0, 0, 3] -= 5.0
+    visible = torch.ones(2, 4, 4, dtype=torch.bool)
+    visible[0, 3, 0] = False
+    batch = EditBatch(source=torch.zeros(2, 3, 16, 16), name=["a", "b"], tracks=tracks, visible=visible)
+    points, truth = furthest(batch)
+    assert points.tolist() == [[[10.0, 6.0]], [[14.0, 2.0]]]
+    assert truth.tolist() == [[[13.0, 5.0]], [[9.0, 2.0]]]
