@@ -27,6 +27,8 @@ def main() -> int:
         "pairs": ("build training pairs from videos", _pairs),
         "convert": ("released weights, checkpoints and pipeline folders, each from the other", _convert),
         "clips": ("write procedural videos", _clips),
+        "scenes": ("write training pairs of procedural scenes, with exact flow and tracks", _scenes),
+        "sweep": ("run recipes × seeds, resume them, and put their metrics into one table", _sweep),
         "evaluate": ("score folders of images from any system on the same pairs, side by side", _evaluate),
         "benchmark": ("hold pairs out: a list with hashes, and the inputs for other systems", _benchmark),
         "study": ("a blind comparison by people: its page, and its result", _study),
@@ -215,6 +217,59 @@ def _clips(arguments: list[str]) -> None:
     print(f"{len(written)} videos in {options.out}")
 
 
+def _scenes(arguments: list[str]) -> None:
+    from fp_lightning.pairs.procedural import write_scene_pairs
+
+    parser = _parser("scenes", "Write training pairs of procedural scenes, with exact flow and tracks.")
+    parser.add_argument("out", help="folder for the pairs")
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=(64, 64), help="px")
+    parser.add_argument("--stride", type=int, default=4, help="pixels between tracked token centres")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--objects", nargs=2, type=int, metavar=("LEAST", "MOST"), default=(1, 1))
+    parser.add_argument(
+        "--motion", nargs=2, type=float, metavar=("LEAST", "MOST"), default=(0.125, 0.375), help="in image widths"
+    )
+    parser.add_argument("--turn", type=float, default=0.3, help="radians, at most")
+    parser.add_argument("--growth", type=float, default=0.1, help="of log scale, at most")
+    parser.add_argument("--exposure", type=float, default=0.0, help="0 for well-lit scenes, up to 1")
+    parser.add_argument(
+        "--variety", type=float, default=0.0, help="0 for plain objects, up to 1: limbs, bending, shadows"
+    )
+    parser.add_argument("--workers", type=int, help="processes; by default one a core")
+    options = vars(parser.parse_args(arguments))
+    own = {name: options.pop(name) for name in ("out", "count", "size", "stride", "seed", "workers")}
+    scene = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    manifest = write_scene_pairs(**own | {"size": tuple(own["size"])}, scene=scene)
+    print(f"{manifest['pairs']} pairs in {own['out']}")
+
+
+def _sweep(arguments: list[str]) -> None:
+    from fp_lightning.sweep import BASE, RESULTS, markdown, plan, sweep
+
+    parser = _parser("sweep", "Run recipes × seeds: fit and test of each, resumed, with one table of their metrics.")
+    parser.add_argument("arms", nargs="+", help="recipes that state one difference each, and `base` for none")
+    parser.add_argument("--base", nargs="+", metavar="RECIPE", default=["tiny", "ablations/base"], help="of all arms")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", required=True, help="folder for the runs and results.csv")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local")
+    parser.add_argument("--metrics", nargs="+", default=["psnr_moving", "psnr", "ssim"], help="shown in the table")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="options of all runs, without the --"
+    )
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        raise InputError(f"--jobs must be 1 or more, got {options.jobs}")
+    if wrong := [word for word in options.set if "=" not in word]:
+        raise InputError(f"--set takes NAME=VALUE, got {wrong[0]}; for example trainer.max_steps=400")
+    words = [f"--{word}" for word in options.set]
+    runs = plan(options.arms, options.seeds, options.out, options.base, words)
+    rows = sweep(runs, options.jobs, options.engine)
+    print(markdown(rows, options.metrics))
+    print(f"All metrics: {Path(options.out) / RESULTS}" + ("" if BASE in options.arms else "; no base to compare with"))
+
+
 def _examples(parser: argparse.ArgumentParser) -> None:
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--pairs", metavar="DIR", help="folder of pairs, as `fp-lightning pairs` wrote it")
@@ -343,7 +398,8 @@ def _quickstart(arguments: list[str]) -> None:
     parser = _parser("quickstart", "Clips, pairs, fit, validate and predict with the tiny build, about ten minutes.")
     parser.add_argument("--videos", nargs="*", default=[], help="your own videos, in place of procedural clips")
     parser.add_argument("--out", default="runs/quickstart")
-    parser.add_argument("--steps", type=int, default=400, help="training steps of 8 pairs")
-    parser.add_argument("--clips", type=int, default=24, help="procedural clips")
+    parser.add_argument("--steps", type=int, default=700, help="training steps of 8 pairs")
+    parser.add_argument("--clips", type=int, default=64, help="procedural clips")
+    parser.add_argument("--weights", choices=("pretrained", "random"), default="pretrained", help="to start from")
     options = parser.parse_args(arguments)
-    quickstart(options.videos, Path(options.out), options.steps, options.clips)
+    quickstart(options.videos, Path(options.out), options.steps, options.clips, options.weights)

@@ -23,20 +23,21 @@ LAYERS = [  # a module imports from its own row and those above
         "scores",
         "bootstrap",
     },
-    MATHEMATICS | {"images", "blend", "shards", "heldout", "scenes", "signals", "perceptual", "dift"},
+    MATHEMATICS
+    | {"images", "blend", "shards", "heldout", "scenes", "shapes", "textures", "signals", "perceptual", "dift"},
     {"unet", "pairs", "report", "adherence", "metrics"},
     {"backbone", "folders", "tiny", "autoencoder"},
     {"editor"},
-    {"sampler", "correspondence"},
-    {"pipeline", "module"},
+    {"sampler", "correspondence", "optimiser"},
+    {"pipeline", "module", "prior"},
     {"bench", "convert", "evaluation"},
-    {"cli", "trainer_cli", "quickstart", "__main__", "__init__"},
+    {"cli", "trainer_cli", "quickstart", "sweep", "__main__", "__init__"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
-DATA_ROOMS = {"pairs", "signals", "shards", "scenes"}
+DATA_ROOMS = {"pairs", "signals", "shards", "scenes", "shapes", "textures"}
 NETWORK = MATHEMATICS | {
     *("condition", "unet", "backbone", "tiny", "autoencoder"),
-    *("editor", "sampler", "correspondence", "pipeline", "module", "convert", "folders"),
+    *("editor", "sampler", "correspondence", "optimiser", "pipeline", "module", "prior", "convert", "folders"),
 }
 
 

@@ -1,5 +1,6 @@
 """The real command line: every command, every recipe, and what bad input is told."""
 
+import copy
 import csv
 import json
 import sys
@@ -15,7 +16,10 @@ from safetensors.torch import save_file
 from fp_lightning import FramePainterModule, build_editor
 from fp_lightning.cli import RECIPES, main, recipe_path
 from fp_lightning.errors import InputError
-from fp_lightning.scenes import write_clips
+from fp_lightning.heldout import choose_pairs, write_list
+from fp_lightning.scenes import Scene, write_clips
+from fp_lightning.shards import PairStore
+from fp_lightning.sweep import plan
 from fp_lightning.trainer_cli import one_line
 
 TINY = ["--config", "tiny", "--config", "signals/sketch"]
@@ -32,6 +36,7 @@ def run(monkeypatch, capfd):
         status = main()
         return (status, *capfd.readouterr())
 
+    call.printed = lambda: capfd.readouterr().out
     return call
 
 
@@ -51,6 +56,13 @@ def pairs(clips, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def holdout(pairs, tmp_path_factory):
+    path, store = tmp_path_factory.mktemp("holdout") / "heldout.json", PairStore(pairs)
+    write_list(store, choose_pairs(store, 1), path, 0)
+    return path
+
+
 def one_line_of(err: str) -> str:
     """The command's complaint: exactly one line, and no traceback anywhere."""
     assert "Traceback" not in err
@@ -65,7 +77,7 @@ def one_line_of(err: str) -> str:
 def test_help_lists_every_command(run):
     status, out, _ = run("--help")
     assert status == 0
-    for command in ("fit", "validate", "test", "predict", "pairs", "clips", "quickstart"):
+    for command in ("fit", "validate", "test", "predict", "pairs", "clips", "scenes", "sweep", "quickstart"):
         assert f"\n  {command} " in out
 
 
@@ -109,7 +121,8 @@ def test_quickstart_ends_with_a_report_and_edits(run, tmp_path):
     status, out, err = run("quickstart", "--out", tmp_path, "--steps", 1, "--clips", 3)
     assert status == 0, err
     assert (tmp_path / "run" / "report.html").exists()
-    assert len(list((tmp_path / "run" / "predictions").glob("*.png"))) == 4
+    photos = [p.name for p in (tmp_path / "heldout" / "inputs").glob("*.png") if p.suffixes == [".png"]]
+    assert photos and sorted(photos) == sorted(p.name for p in (tmp_path / "run" / "predictions").glob("*.png"))
     assert "$ fp-lightning pairs" in out and "PSNR where things move" in out.replace("\n", " ")
 
 
@@ -125,26 +138,61 @@ def test_resume_goes_on_where_the_run_was(run, pairs, tmp_path):
     assert steps == [0, 1]
 
 
+def test_scenes_become_pairs(run, tmp_path):
+    status, out, err = run(
+        *("scenes", tmp_path / "pairs", "--count", 2, "--size", 16, 24, "--seed", 5, "--workers", 1),
+        *("--objects", 2, 3, "--motion", 0.1, 0.2, "--variety", 0.5),
+    )
+    assert status == 0 and "2 pairs in" in out, err
+    exact = Scene(5, (16, 24), objects=(2, 3), motion=(0.1, 0.2), variety=0.5).pair()
+    assert torch.equal(PairStore(tmp_path / "pairs")[0].target, exact.target)
+
+
+def test_a_finished_sweep_is_shown_again(run, tmp_path):
+    words = ["base", "ablations/prior_off"]
+    for done, psnr in zip(plan(words, [3], tmp_path, ["tiny", "ablations/base"]), (20.0, 18.0), strict=True):
+        done.folder.mkdir(parents=True)
+        (done.folder / "sweep.json").write_text(json.dumps(done.words))
+        done.metrics.write_text(json.dumps({"psnr": psnr}))
+    status, out, err = run("sweep", *words, "--seeds", 3, "--out", tmp_path, "--metrics", "psnr")
+    assert status == 0, err
+    assert "| prior_off | 1 | 18.000 ± inf | -2.000 ± inf |" in out
+    assert (tmp_path / "results.csv").read_text().splitlines()[1:] == ["base,3,20.0", "prior_off,3,18.0"]
+
+
 # --- the recipes
 
 ONE_CPU = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--trainer.precision", "32"]
+ABLATION = ["--config", "tiny", "--config", "ablations/base"]
+EDITOR = ["--config", "tiny", "--config", "tiny_editor"]
+CLIPS = ["--data.size", "[32,32]", "--data.frames_per_batch", "4", "--data.val_batches", "1", "--model.generated", "1"]
+CLIPS += ["--model.num_inference_steps", "1"]
 RECIPE_RUNS = {
     "tiny": [*TINY, *SMALL],
     "svd": ["--config", "svd", "--config", "signals/sketch", *SMALL, *ONE_CPU],
     "official": ["--config", "svd", "--config", "official", "--config", "signals/sketch", *SMALL, *ONE_CPU],
     "cached": ["--config", "tiny", "--config", "cached", *SMALL],
     "tiny_vae": ["--config", "tiny_vae", "--data.batch_size", "2", "--data.val_samples", "2"],
+    "tiny_svd": ["--config", "tiny_svd", *CLIPS, *ONE_CPU],
+    "tiny_editor": [*EDITOR, *SMALL, *ONE_CPU, "--data.val_samples", "2"],
+    "ablations/base": [*ABLATION, *SMALL],
+    "ablations/prior_off": [*ABLATION, "--config", "ablations/prior_off", *SMALL],
+    "ablations/attention_cross_frame": [*ABLATION, "--config", "ablations/attention_cross_frame", *SMALL],
 }
+NO_PAIRS = ("tiny_vae", "tiny_svd", "tiny_editor")
+ARMS = sorted(path.stem for path in (RECIPES / "ablations").glob("*.yaml") if path.stem != "base")
 
 
 @pytest.mark.parametrize("name", RECIPE_RUNS)
-def test_recipe_runs_on_tiny_settings(run, name, pairs, tiny_folder, tmp_path):
+def test_recipe_runs_on_tiny_settings(run, name, pairs, holdout, tiny_folder, tmp_path):
     arguments = [*RECIPE_RUNS[name], "--trainer.default_root_dir", tmp_path / "run", "--trainer.max_steps", 1]
     arguments += ["--trainer.val_check_interval", 1, "--trainer.accelerator", "cpu", "--data.num_workers", 0]
     if name in ("svd", "official"):
         arguments += ["--model.editor.model", tiny_folder, "--data.val_fraction", "0.25"]
-    if name != "tiny_vae":
+    if name not in NO_PAIRS:
         arguments += ["--data.pairs", pairs]
+    if name.startswith("ablations/"):
+        arguments += ["--data.latents", tmp_path / "latents", "--data.holdout", holdout]
     status, _, err = run("fit", *arguments)
     assert status == 0, err
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
@@ -198,10 +246,42 @@ def test_predict_without_anything_trained_says_so(run, tmp_path, caplog):
     assert "nothing that was trained is loaded" in caplog.text
 
 
+def configuration(run, *arguments) -> dict:
+    """What a fit with these arguments would be given."""
+    with pytest.raises(SystemExit) as done:
+        run("fit", *arguments, "--print_config")
+    assert not done.value.code
+    config = yaml.safe_load(run.printed())
+    return {part: config[part]["init_args"] for part in ("model", "data")} | {"trainer": config["trainer"]}
+
+
+@pytest.fixture(scope="module")
+def base_configuration():
+    return {}
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_an_ablation_differs_from_its_base_in_what_it_states_and_builds(run, name, base_configuration):
+    if not base_configuration:
+        base_configuration.update(configuration(run, *ABLATION))
+    stated = yaml.safe_load((RECIPES / "ablations" / f"{name}.yaml").read_text())
+    found = configuration(run, *ABLATION, "--config", f"ablations/{name}")
+    expected = copy.deepcopy(base_configuration)
+    for part, values in stated.items():
+        for key, value in values["init_args"].items():
+            if key == "editor":
+                expected[part][key]["init_args"] |= value["init_args"]
+            else:
+                expected[part][key] = value
+    assert found == expected != base_configuration
+    editor = build_editor(**found["model"]["editor"]["init_args"])
+    assert editor.unet.config.attention == found["model"]["editor"]["init_args"]["attention"]
+
+
 def test_every_recipe_is_run_above():
     whole = {str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml")}
     used = {argument for arguments in RECIPE_RUNS.values() for argument in arguments}
-    used |= {f"signals/{name}" for name in SIGNALS}
+    used |= {f"signals/{name}" for name in SIGNALS} | {f"ablations/{name}" for name in ARMS}
     assert whole - {"run"} <= used  # run.yaml is read before each
 
 
@@ -279,6 +359,47 @@ def test_size_that_does_not_fit_is_named(run, pairs, tmp_path):
     size = ["--data.size", "[36,32]", "--trainer.default_root_dir", tmp_path]
     status, _, err = run("fit", *TINY, "--data.pairs", pairs, *size)
     assert status == 1 and "height must be a multiple of 8, got 36; try 32 or 40" in one_line_of(err)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--count", 0], "one pair or more"),
+        (["--size", 30, 32], "multiples of 4, got 1 and (30, 32)"),
+        (["--variety", 2], "variety of a scene must be between 0 and 1, got 2"),
+        (["--exposure", -1], "exposure of a scene must be between 0 and 1, got -1"),
+        (["--objects", 3, 1], "objects of a scene are the least and the greatest, got 3 and 1"),
+        (["--motion", 0.3, 0.1], "motion of a scene"),
+        (["--workers", 0], "stride and workers must be 1 or more, got 4 and 0"),
+        (["--stride", 0], "stride and workers must be 1 or more, got 0 and"),
+    ],
+)
+def test_impossible_scenes_are_named_before_any_is_written(run, options, message, tmp_path):
+    status, _, err = run("scenes", tmp_path / "pairs", "--count", 1, *options)
+    assert status == 1 and message in one_line_of(err)
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_a_folder_that_holds_pairs_takes_no_scenes(run, pairs):
+    status, _, err = run("scenes", pairs)
+    assert status == 1 and "holds pairs already; choose another folder" in one_line_of(err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["base", "ablations/none"], "no recipe or file ablations/none; the recipes are"),
+        (["base", "base"], "arms and seeds, each once"),
+        (["base", "--seeds", 1, 1], "arms and seeds, each once"),
+        (["base", "--base", "nothing"], "no recipe or file nothing"),
+        (["base", "--jobs", 0], "--jobs must be 1 or more, got 0"),
+        (["base", "--set", "trainer.max_steps"], "--set takes NAME=VALUE, got trainer.max_steps"),
+    ],
+)
+def test_impossible_sweeps_are_named_before_any_run(run, arguments, message, tmp_path):
+    status, _, err = run("sweep", *arguments, "--out", tmp_path / "runs")
+    assert status == 1 and message in one_line_of(err)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_folder_without_videos_is_named(run, tmp_path):
