@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/quickstart
-STEPS ?= 400
+STEPS ?= 700
 VIDEOS ?=
 export OMP_NUM_THREADS ?= 2
 
@@ -25,10 +25,13 @@ test: $(VENV)/.installed ## lint, types and the tests
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
 
+notebooks: $(VENV)/.installed ## execute the notebooks in full, in place; the ablations take hours, and resume
+	$(VENV)/bin/python notebooks/execute.py
+
 lint: $(VENV)/.installed ## ruff and mypy, with fixes where they are safe
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/mypy
 
-.PHONY: help install quickstart test lint
+.PHONY: help install quickstart test notebooks lint
 .DEFAULT_GOAL := help

@@ -1,4 +1,4 @@
-"""SVD's parts or a saved editor's, from a diffusers-format folder or a hub id; "tiny" is the folder in this package."""
+"""SVD's parts or a saved editor's, from a diffusers-format folder or a hub id, or one of the models in this package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from fp_lightning.errors import InputError
 from fp_lightning.matching import AttentionKind, MatchQueries
 from fp_lightning.unet import FramePainterUNet
 
-TINY = Path(__file__).parent / "assets" / "tiny"
+_ASSETS = Path(__file__).parent / "assets"
+SHIPPED = {"tiny": _ASSETS / "tiny", "tiny-editor": _ASSETS / "tiny_editor"}  # models in this package, by name
 SVD = "stabilityai/stable-video-diffusion-img2vid-xt-1-1"
 _FILES = {
     "unet": ("config.json", "diffusion_pytorch_model"),
@@ -58,7 +59,8 @@ def load_backbone(
     """Loads SVD in float32 with a new control encoder and a new matching branch, or a saved editor with its own.
 
     Args:
-        model: "tiny", a folder in diffusers' format, or a hub id; of SVD, or of a pipeline that
+        model: "tiny" (a prior, tiny-svd), "tiny-editor" (an editor made from it), a folder in diffusers' format,
+            or a hub id; of SVD, or of a pipeline that
             `FramePainterPipeline.save_pretrained` or `fp-lightning convert` wrote.
         weights: of the U-Net. "random" needs only its config; its last layer then starts at zero, so
             that training starts from D(x) = c_skip · x. The VAE and the image encoder are always loaded.
@@ -69,7 +71,7 @@ def load_backbone(
     Raises:
         InputError: a file is missing, gated or unreadable; says which, where it was looked for, and the remedy.
     """
-    folder = str(TINY) if model == "tiny" else str(model)
+    folder = str(SHIPPED.get(model, model))
     config = _load_config(folder)
     saved = config.get("_class_name") == FramePainterUNet.__name__
     if saved and config["attention"] != attention and weights == "pretrained":
@@ -111,7 +113,7 @@ def load_backbone(
 
 def saved_settings(model: str) -> dict[str, Any] | None:
     """The settings of a saved editor as `FramePainter.settings` names them; None if `model` is not one."""
-    folder = str(TINY) if model == "tiny" else str(model)
+    folder = str(SHIPPED.get(model, model))
     config = _load_config(folder)
     if config.get("_class_name") != FramePainterUNet.__name__:
         return None
@@ -132,8 +134,8 @@ def local_folder(model: str, patterns: Sequence[str], example: str = SVD, **kwar
     Raises:
         InputError: there is no such folder, and the hub does not give it.
     """
-    if model == "tiny":
-        return TINY
+    if model in SHIPPED:
+        return SHIPPED[model]
     if Path(model).is_dir():
         return Path(model)
     try:
@@ -179,7 +181,8 @@ def _explain(folder: str, part: str, variant: str | None, error: Exception, exam
             return f"{part} of the model is not complete: no {' and no '.join(absent)} in {Path(folder) / part}; {get}"
         return f"{part} in {Path(folder) / part} cannot be loaded ({_first_line(error)}); {get}"
     if not on_hub:
-        return f"no model folder {folder}; {get}" + (", or use the model 'tiny'" if example == SVD else "")
+        own = f", or use the model {' or '.join(map(repr, SHIPPED))}" if example == SVD else ""
+        return f"no model folder {folder}; {get}{own}"
     causes = (error, error.__cause__, error.__context__)
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         return f"{folder} is gated: accept its licence on its hub page and run `hf auth login`, then try again"

@@ -8,27 +8,29 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from fp_lightning.errors import InputError
-from fp_lightning.shards import PairStore
-from fp_lightning.signals.sketch import sketch
 
 RECIPES = ["--config", "tiny", "--config", "signals/sketch"]
 
 
-def quickstart(videos: list[str], out: Path, steps: int, clips: int = 24) -> None:
+def quickstart(
+    videos: list[str], out: Path, steps: int, clips: int = 64, weights: Literal["pretrained", "random"] = "pretrained"
+) -> None:
     """`clips` clips (or `videos`) → pairs → fit → validate → predict under the folder `out`, replacing what is there.
+
+    Args:
+        weights: what training starts from, the prior in this package or random ones.
 
     Raises:
         InputError: a command failed; it has said why.
     """
     console, began, times = Console(), time.monotonic(), {}
-    marker, parts = out / ".quickstart", [out / name for name in ("clips", "pairs", "run", "inputs")]
+    marker, parts = out / ".quickstart", [out / name for name in ("clips", "pairs", "run", "heldout")]
     if not marker.exists() and any(part.exists() for part in parts):
         raise InputError(f"{out} holds folders that no quickstart wrote; choose another --out")
     if any(Path(video).resolve().is_relative_to(out.resolve()) for video in videos):
@@ -47,17 +49,37 @@ def quickstart(videos: list[str], out: Path, steps: int, clips: int = 24) -> Non
             raise InputError(f"the quickstart stopped at `fp-lightning {words[0]}`, which says why above")
         times[name] = time.monotonic() - start
 
-    run = ["--data.pairs", out / "pairs", "--trainer.default_root_dir", out / "run"]
+    held = ["--data.holdout", out / "heldout" / "heldout.json"]
+    run = ["--data.pairs", out / "pairs", *held, "--trainer.default_root_dir", out / "run"]
     checkpoint = ["--ckpt_path", out / "run" / "checkpoints" / "last.ckpt"]
+    few: list[object] = []  # pairs of a clip, where there are many clips
     if not videos:
         step("clips", "clips", out / "clips", "--count", clips)
-        videos = [str(out / "clips")]
-    step("pairs", "pairs", *videos, "--out", out / "pairs", "--size", 256, 256)
+        videos, few = [str(out / "clips")], ["--pairs-per-video", 4, "--candidates", 12]
+    step("pairs", "pairs", *videos, "--out", out / "pairs", "--size", 256, 256, *few)
+    made = json.loads((out / "pairs" / "manifest.json").read_text())["pairs"]
+    count = max(1, min(8, made // 8))
+    step("benchmark", "benchmark", "--pairs", out / "pairs", "--count", count, "--out", out / "heldout")
     half = ["--trainer.max_steps", steps, "--trainer.val_check_interval", max(1, steps // 2)]
-    step("fit", "fit", *RECIPES, *run, "--data.batch_size", 8, "--model.warmup", 50, *half)
+    start = ["--model.editor.weights", weights]
+    step(
+        "fit",
+        "fit",
+        *RECIPES,
+        "--config",
+        "cached",
+        *run,
+        *start,
+        "--data.batch_size",
+        8,
+        "--data.flip",
+        "true",
+        "--model.warmup",
+        50,
+        *half,
+    )
     step("validate", "validate", *RECIPES, *run, *checkpoint)
-    write_inputs(out / "pairs", out / "inputs")
-    predict = ["--data.inputs", out / "inputs"]
+    predict = ["--data.inputs", out / "heldout" / "inputs"]
     step("predict", "predict", *RECIPES, *run, *checkpoint, *predict)
 
     metrics = json.loads((out / "run" / "metrics.json").read_text())
@@ -67,22 +89,13 @@ def quickstart(videos: list[str], out: Path, steps: int, clips: int = 24) -> Non
     results = {
         "clips": str(out / "clips"),
         "pairs": str(out / "pairs" / "manifest.json"),
+        "benchmark": f"{out / 'heldout'}, photos and sketches that are not trained on",
         "fit": f"{steps} steps, {out / 'run' / 'checkpoints'}, {out / 'run' / 'samples'}",
         "validate": f"PSNR where things move {metrics['psnr_moving']:.2f} dB "
         f"(source unchanged {metrics['psnr_moving_copy_source']:.2f} dB), SSIM {metrics['ssim']:.3f}",
-        "predict": f"{out / 'inputs'} → {out / 'run' / 'predictions'}",
+        "predict": f"{out / 'heldout' / 'inputs'} → {out / 'run' / 'predictions'}",
     }
     for name, seconds in times.items():
         table.add_row(name, f"{seconds:.0f}", results[name])
     console.print(table)
     console.print(f"Look at {out / 'run' / 'report.html'} first.")
-
-
-def write_inputs(pairs: Path, folder: Path, count: int = 4) -> None:
-    """A predict folder of `count` stored source images with the sketches of their targets."""
-    store = PairStore(pairs)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, index in enumerate(np.linspace(0, len(store) - 1, min(count, len(store))).astype(int)):
-        pair = store[int(index)]
-        for suffix, image in (("", pair.source), (".sketch", sketch(pair).mul(255).byte())):
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"edit-{number}{suffix}.png")
