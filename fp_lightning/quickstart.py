@@ -61,23 +61,9 @@ def quickstart(
     count = max(1, min(8, made // 8))
     step("benchmark", "benchmark", "--pairs", out / "pairs", "--count", count, "--out", out / "heldout")
     half = ["--trainer.max_steps", steps, "--trainer.val_check_interval", max(1, steps // 2)]
-    start = ["--model.editor.weights", weights]
-    step(
-        "fit",
-        "fit",
-        *RECIPES,
-        "--config",
-        "cached",
-        *run,
-        *start,
-        "--data.batch_size",
-        8,
-        "--data.flip",
-        "true",
-        "--model.warmup",
-        50,
-        *half,
-    )
+    start = ["--config", "cached", "--model.editor.weights", weights, "--model.warmup", 50]
+    data = ["--data.batch_size", 8, "--data.flip", "true"]
+    step("fit", "fit", *RECIPES, *start, *run, *data, *half)
     step("validate", "validate", *RECIPES, *run, *checkpoint)
     predict = ["--data.inputs", out / "heldout" / "inputs"]
     step("predict", "predict", *RECIPES, *run, *checkpoint, *predict)
