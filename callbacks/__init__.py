@@ -5,6 +5,7 @@ from .ema import TrainableEMA
 from .evaluation_report import EvaluationReport
 from .history_csv import MetricsCSV
 from .image_grid import ImageGrid
+from .last_checkpoint import LastCheckpoint
 from .prediction_writer import PredictionWriter
 from .throughput import ProgressBar, Throughput
 
@@ -12,6 +13,7 @@ __all__ = [
     "CorrespondenceMaps",
     "EvaluationReport",
     "ImageGrid",
+    "LastCheckpoint",
     "MetricsCSV",
     "PredictionWriter",
     "ProgressBar",

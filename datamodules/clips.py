@@ -33,7 +33,7 @@ class SceneClipDataModule(L.LightningDataModule):
         train_batches: batches in one epoch; the next epoch has new ones.
         val_batches: batches to validate on, always the same.
         seed: another seed gives other clips throughout.
-        objects, motion, turn, growth, exposure, variety: see `Scene`.
+        objects, motion, turn, growth, exposure, variety, radius, detail: see `Scene`.
 
     Raises:
         InputError: a length of less than two frames, or a batch that holds no clip of some length.
@@ -54,6 +54,8 @@ class SceneClipDataModule(L.LightningDataModule):
         growth: float = 0.25,
         exposure: float = 0.3,
         variety: float = 0.5,
+        radius: tuple[float, float] = (0.12, 0.3),
+        detail: float = 1.0,
     ) -> None:
         super().__init__()
         if not frames or min(frames) < 2 or frames_per_batch < max(frames):
@@ -71,6 +73,8 @@ class SceneClipDataModule(L.LightningDataModule):
             "growth": growth,
             "exposure": exposure,
             "variety": variety,
+            "radius": radius,
+            "detail": detail,
         }
 
     def batch(self, split: Split, number: int) -> ClipBatch:

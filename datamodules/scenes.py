@@ -26,6 +26,8 @@ class SceneDataModule(EditDataModule):
         growth: greatest change of log scale.
         exposure: 0 for well-lit scenes, up to 1 for a wide range of light, see `Scene`.
         variety: 0 for plain objects, up to 1 for limbs, bending, shadows and more, see `Scene`.
+        radius: least and greatest radius of an object, in image widths.
+        detail: of textures, up to 1, see `Scene`.
         stride: pixels between tracked token centres.
         inputs: folder of the user's images and signals, for predict.
         signals, together, sketch, coarse, points: see `AllSignalsDataModule`; a sketch alone by default.
@@ -46,6 +48,8 @@ class SceneDataModule(EditDataModule):
         growth: float = 0.1,
         exposure: float = 0.0,
         variety: float = 0.0,
+        radius: tuple[float, float] = (0.12, 0.24),
+        detail: float = 1.0,
         stride: int = TRACK_STRIDE,
         inputs: str | None = None,
         signals: tuple[str, ...] = ("sketch",),
@@ -57,8 +61,17 @@ class SceneDataModule(EditDataModule):
         mix = choose(signals, together, sketch, coarse, points)
         super().__init__(mix, size=size, batch_size=batch_size, num_workers=num_workers, seed=seed, inputs=inputs)
         self.samples: dict[Split, int] = {"train": train_samples, "val": val_samples, "test": test_samples}
-        self.objects, self.motion, self.turn, self.growth = objects, motion, turn, growth
-        self.exposure, self.variety, self.stride = exposure, variety, stride
+        self.content = {
+            "objects": objects,
+            "motion": motion,
+            "turn": turn,
+            "growth": growth,
+            "exposure": exposure,
+            "variety": variety,
+            "radius": radius,
+            "detail": detail,
+        }
+        self.stride = stride
 
     def _split(self) -> None:
         """Scenes need no pairs: a seed per split keeps them apart."""
@@ -67,8 +80,7 @@ class SceneDataModule(EditDataModule):
         return self.samples[split]
 
     def pair(self, split: Split, count: int) -> tuple[str, VideoPair]:
-        seed = scene_seed(self.seed, split, count)
-        scene = Scene(seed, self.size, self.objects, self.motion, self.turn, self.growth, self.exposure, self.variety)
+        scene = Scene(scene_seed(self.seed, split, count), self.size, **self.content)  # type: ignore[arg-type]
         return f"{split}-{count}", scene.pair(stride=self.stride)
 
 

@@ -212,9 +212,33 @@ def _clips(arguments: list[str]) -> None:
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=(256, 256), help="px, even")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    written = write_clips(Path(options.out), options.count, tuple(options.size), options.seed)
-    print(f"{len(written)} videos in {options.out}")
+    _add_content(parser)
+    options = vars(parser.parse_args(arguments))
+    own = {name: options.pop(name) for name in ("out", "count", "size", "seed")}
+    written = write_clips(**own | {"size": tuple(own["size"])}, **_content(options))
+    print(f"{len(written)} videos in {own['out']}")
+
+
+def _add_content(parser: argparse.ArgumentParser) -> None:
+    """Options for what a scene shows, see `Scene`."""
+    parser.add_argument("--objects", nargs=2, type=int, metavar=("LEAST", "MOST"), default=(1, 1))
+    parser.add_argument(
+        "--motion", nargs=2, type=float, metavar=("LEAST", "MOST"), default=(0.125, 0.375), help="in image widths"
+    )
+    parser.add_argument(
+        "--radius", nargs=2, type=float, metavar=("LEAST", "MOST"), default=(0.12, 0.24), help="in image widths"
+    )
+    parser.add_argument("--turn", type=float, default=0.3, help="radians, at most")
+    parser.add_argument("--growth", type=float, default=0.1, help="of log scale, at most")
+    parser.add_argument("--detail", type=float, default=1.0, help="of textures, up to 1")
+    parser.add_argument("--exposure", type=float, default=0.0, help="0 for well-lit scenes, up to 1")
+    parser.add_argument(
+        "--variety", type=float, default=0.0, help="0 for plain objects, up to 1: limbs, bending, shadows"
+    )
+
+
+def _content(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
 def _scenes(arguments: list[str]) -> None:
@@ -226,21 +250,11 @@ def _scenes(arguments: list[str]) -> None:
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=(64, 64), help="px")
     parser.add_argument("--stride", type=int, default=4, help="pixels between tracked token centres")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--objects", nargs=2, type=int, metavar=("LEAST", "MOST"), default=(1, 1))
-    parser.add_argument(
-        "--motion", nargs=2, type=float, metavar=("LEAST", "MOST"), default=(0.125, 0.375), help="in image widths"
-    )
-    parser.add_argument("--turn", type=float, default=0.3, help="radians, at most")
-    parser.add_argument("--growth", type=float, default=0.1, help="of log scale, at most")
-    parser.add_argument("--exposure", type=float, default=0.0, help="0 for well-lit scenes, up to 1")
-    parser.add_argument(
-        "--variety", type=float, default=0.0, help="0 for plain objects, up to 1: limbs, bending, shadows"
-    )
+    _add_content(parser)
     parser.add_argument("--workers", type=int, help="processes; by default one a core")
     options = vars(parser.parse_args(arguments))
     own = {name: options.pop(name) for name in ("out", "count", "size", "stride", "seed", "workers")}
-    scene = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    manifest = write_scene_pairs(**own | {"size": tuple(own["size"])}, scene=scene)
+    manifest = write_scene_pairs(**own | {"size": tuple(own["size"])}, scene=_content(options))
     print(f"{manifest['pairs']} pairs in {own['out']}")
 
 
@@ -399,7 +413,7 @@ def _quickstart(arguments: list[str]) -> None:
     parser.add_argument("--videos", nargs="*", default=[], help="your own videos, in place of procedural clips")
     parser.add_argument("--out", default="runs/quickstart")
     parser.add_argument("--steps", type=int, default=700, help="training steps of 8 pairs")
-    parser.add_argument("--clips", type=int, default=64, help="procedural clips")
+    parser.add_argument("--clips", type=int, default=128, help="procedural clips")
     parser.add_argument("--weights", choices=("pretrained", "random"), default="pretrained", help="to start from")
     options = parser.parse_args(arguments)
     quickstart(options.videos, Path(options.out), options.steps, options.clips, options.weights)

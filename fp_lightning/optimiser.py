@@ -18,6 +18,20 @@ from fp_lightning.errors import InputError
 Schedule = Literal["constant", "cosine"]
 
 
+def check_last_validation(trainer: L.Trainer) -> None:
+    """For modules that write what they train after each validation.
+
+    Raises:
+        InputError: `max_steps` is no multiple of `val_check_interval`, so that its last steps would never be written.
+    """
+    steps, every = trainer.max_steps, trainer.val_check_interval
+    if steps > 0 and isinstance(every, int) and trainer.check_val_every_n_epoch is None and steps % every:
+        raise InputError(
+            f"training is written after each validation, but trainer.max_steps {steps} is no multiple of "
+            f"trainer.val_check_interval {every}; make it {steps - steps % every or every}"
+        )
+
+
 class AdamWModule(L.LightningModule):
     """What the trainings of an editor's parts share: AdamW over the weights that train, its schedule, its clipping.
 

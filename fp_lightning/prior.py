@@ -13,7 +13,7 @@ from fp_lightning.condition import Condition
 from fp_lightning.editor import NOISE_AUGMENTATION, FramePainter
 from fp_lightning.edm import seeded_generator
 from fp_lightning.errors import InputError
-from fp_lightning.optimiser import AdamWModule, Schedule
+from fp_lightning.optimiser import AdamWModule, Schedule, check_last_validation
 from fp_lightning.pairs.flow import dis_flow
 from fp_lightning.sampler import guidance_weights, guided
 from fp_lightning.solvers import SOLVERS
@@ -70,6 +70,10 @@ class VideoPriorModule(AdamWModule):
         self.seed, self.out = seed, out
         self.guidance_scale, self.num_inference_steps, self.generated = guidance_scale, num_inference_steps, generated
         self._counts: dict[int, int] = {}  # generated in this validation, by length
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        check_last_validation(self.trainer)
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
@@ -148,17 +152,17 @@ class VideoPriorModule(AdamWModule):
         clips = self.generate(given[:, 0], motion, frames, seeded_generator(self.seed, "clips", *batch.name))
         scores = {
             "first_frame_psnr": _psnr(clips[:, 0], given[:, 0]),
-            "first_frame_psnr_vae": _psnr(self._reconstructed(given[:, 0]), given[:, 0]),
+            "first_frame_psnr_vae": _psnr(self._reconstructed(given)[:, 0], given[:, 0]),
             "motion": seen_motion(clips),
             "motion_true": seen_motion(given),
         }
         for name, values in scores.items():
             self.log(f"val/{frames}_frames/{name}", values.mean(), batch_size=wanted, rank_zero_only=True)
 
-    def _reconstructed(self, images: Tensor) -> Tensor:
-        """What the VAE alone returns of images [b, 3, h, w]: the best that any first frame can be."""
-        editor = self.editor
-        return editor.decode(editor.encode(images)[:, None] * editor.vae.config.scaling_factor)[:, 0]
+    def _reconstructed(self, clips: Tensor) -> Tensor:
+        """What the VAE alone returns of clips [b, f, 3, h, w]: the best that any first frame can be."""
+        latents = self.editor.encode(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
+        return self.editor.decode(latents * self.editor.vae.config.scaling_factor)
 
     def on_validation_epoch_start(self) -> None:
         self._counts = {}

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +20,7 @@ RECIPES = ["--config", "tiny", "--config", "signals/sketch"]
 
 
 def quickstart(
-    videos: list[str], out: Path, steps: int, clips: int = 64, weights: Literal["pretrained", "random"] = "pretrained"
+    videos: list[str], out: Path, steps: int, clips: int = 128, weights: Literal["pretrained", "random"] = "pretrained"
 ) -> None:
     """`clips` clips (or `videos`) → pairs → fit → validate → predict under the folder `out`, replacing what is there.
 
@@ -52,16 +53,21 @@ def quickstart(
     held = ["--data.holdout", out / "heldout" / "heldout.json"]
     run = ["--data.pairs", out / "pairs", *held, "--trainer.default_root_dir", out / "run"]
     checkpoint = ["--ckpt_path", out / "run" / "checkpoints" / "last.ckpt"]
-    few: list[object] = []  # pairs of a clip, where there are many clips
+    side, few = 256, list[object]()  # px of the pairs, which training shrinks to 64
     if not videos:
-        step("clips", "clips", out / "clips", "--count", clips)
-        videos, few = [str(out / "clips")], ["--pairs-per-video", 4, "--candidates", 12]
-    step("pairs", "pairs", *videos, "--out", out / "pairs", "--size", 256, 256, *few)
+        side, few = 128, ["--pairs-per-video", 3, "--candidates", 12]
+        shown = ["--size", side, side, "--radius", 0.15, 0.3, "--detail", 0.4]
+        step("clips", "clips", out / "clips", "--count", clips, *shown)
+        videos = [str(out / "clips")]
+    step("pairs", "pairs", *videos, "--out", out / "pairs", "--size", side, side, *few)
     made = json.loads((out / "pairs" / "manifest.json").read_text())["pairs"]
     count = max(1, min(8, made // 8))
     step("benchmark", "benchmark", "--pairs", out / "pairs", "--count", count, "--out", out / "heldout")
     half = ["--trainer.max_steps", steps, "--trainer.val_check_interval", max(1, steps // 2)]
     start = ["--config", "cached", "--model.editor.weights", weights, "--model.warmup", 50]
+    start += ["--model.editor.augmentation_draws", 1]
+    if getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):  # on other CPUs bfloat16 is the slower one
+        start += ["--trainer.precision", "bf16-mixed"]
     data = ["--data.batch_size", 8, "--data.flip", "true"]
     step("fit", "fit", *RECIPES, *start, *run, *data, *half)
     step("validate", "validate", *RECIPES, *run, *checkpoint)

@@ -36,6 +36,7 @@ class Scene:
         objects: least and greatest number of objects.
         motion: least and greatest displacement over the whole clip, in image widths
             (8 to 24 px at 64 px is 0.125 to 0.375).
+        radius: least and greatest radius of an object, in image widths.
         turn: greatest rotation over the clip, in radians.
         growth: greatest change of log scale over the clip.
         exposure: 0 for well-lit scenes; up to 1 adds dark, bright, flat and tinted ones.
@@ -43,9 +44,11 @@ class Scene:
             is stretched, hollow, bends or has swinging limbs (`varied`), and with which the scene has shadows and a
             glossy floor that mirrors what stands on it. Neither is a surface of its own: flow and tracks are those
             of what they fall on.
+        detail: of textures. At 1 they have all that the size can show; at 0.5 everything in them is twice as large.
 
     Raises:
-        InputError: `exposure` or `variety` is outside of [0, 1], or `objects` or `motion` is not least and greatest.
+        InputError: `exposure`, `variety` or `detail` is outside of [0, 1], or `objects`, `motion` or `radius` is not
+            least and greatest.
     """
 
     def __init__(
@@ -58,21 +61,23 @@ class Scene:
         growth: float = 0.1,
         exposure: float = 0.0,
         variety: float = 0.0,
+        radius: tuple[float, float] = (0.12, 0.24),
+        detail: float = 1.0,
     ) -> None:
-        for name, value in (("exposure", exposure), ("variety", variety)):
+        for name, value in (("exposure", exposure), ("variety", variety), ("detail", detail)):
             if not 0 <= value <= 1:
                 raise InputError(f"{name} of a scene must be between 0 and 1, got {value:g}")
-        for name, (least, most) in (("objects", objects), ("motion", motion)):
+        for name, (least, most) in (("objects", objects), ("motion", motion), ("radius", radius)):
             if not 0 <= least <= most:
                 raise InputError(f"{name} of a scene are the least and the greatest, got {least:g} and {most:g}")
-        self.seed, self.size = seed, size
+        self.seed, self.size, self._detail = seed, size, detail
         rng = np.random.default_rng(seed)
         self._paint = np.random.default_rng([seed, 1])  # its own generator: textures draw more at greater sizes
         self._texels = 1 << max(5, min(9, (size[1] - 1).bit_length()))
         self.ground = texture(self._paint, self._texels)
         aspect = size[0] / size[1]
         count = int(rng.integers(objects[0], objects[1] + 1))
-        self.objects = [self._object(rng, aspect, motion, turn, growth) for _ in range(count)]
+        self.objects = [self._object(rng, aspect, motion, turn, growth, radius) for _ in range(count)]
         self._light = rng.uniform(0.75, 1.15), rng.normal(0, 0.12, 2)  # brightness and its slope
         self._gain = math.exp(exposure * rng.uniform(-1.2, 0.4))
         self._grey = 0.5 + exposure * (rng.uniform(-0.45, 0.45) + rng.normal(0, 0.05, 3))  # what middle grey becomes
@@ -94,9 +99,15 @@ class Scene:
             self._gloss = rng.uniform(0.15, 0.5)
 
     def _object(
-        self, rng: np.random.Generator, aspect: float, motion: tuple[float, float], turn: float, growth: float
+        self,
+        rng: np.random.Generator,
+        aspect: float,
+        motion: tuple[float, float],
+        turn: float,
+        growth: float,
+        radius: tuple[float, float],
     ) -> Object:
-        radius = rng.uniform(0.12, 0.24)
+        size = rng.uniform(*radius)
         length, extent = rng.uniform(*motion), np.array([1.0, aspect])
         for _ in range(100):  # a path that stays inside the image
             direction = rng.uniform(0, 2 * math.pi)
@@ -105,7 +116,7 @@ class Scene:
             if np.all(start + step > 0.12) and np.all(start + step < extent - 0.12):
                 break
         return Object(
-            radius=radius,
+            radius=size,
             harmonics=np.stack([rng.uniform(0, 0.14, 3), rng.uniform(0, 2 * math.pi, 3)], -1).astype(np.float32),
             corners=int(rng.choice([0, 0, 3, 4, 5])),
             start=start.astype(np.float32),
@@ -204,7 +215,7 @@ class Scene:
         return float(np.linalg.norm(moved - points, axis=-1).max())
 
     def _sample(self, image: Array, points: Array) -> Array:
-        flat = (points.reshape(-1, 2) * self._texels).astype(np.float32)
+        flat = (points.reshape(-1, 2) * (self._texels * self._detail)).astype(np.float32)
         if not len(flat):
             return np.empty((*points.shape[:-1], 3), np.float32)
         rows = np.resize(flat, (-(-len(flat) // 4096), 4096, 2))  # remap takes fewer than 2^15 columns

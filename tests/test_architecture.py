@@ -26,10 +26,10 @@ LAYERS = [  # a module imports from its own row and those above
     MATHEMATICS
     | {"images", "blend", "shards", "heldout", "scenes", "shapes", "textures", "signals", "perceptual", "dift"},
     {"unet", "pairs", "report", "adherence", "metrics"},
-    {"backbone", "folders", "tiny", "autoencoder"},
+    {"backbone", "folders", "tiny"},
     {"editor"},
     {"sampler", "correspondence", "optimiser"},
-    {"pipeline", "module", "prior"},
+    {"pipeline", "module", "prior", "autoencoder"},
     {"bench", "convert", "evaluation"},
     {"cli", "trainer_cli", "quickstart", "sweep", "__main__", "__init__"},
 ]

@@ -5,6 +5,7 @@ import csv
 import json
 import sys
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -138,13 +139,45 @@ def test_resume_goes_on_where_the_run_was(run, pairs, tmp_path):
     assert steps == [0, 1]
 
 
+def test_steps_after_the_last_validation_are_kept_and_gone_on_from(run, pairs, tmp_path):
+    folder = tmp_path / "run"
+    common = [*TINY, *SMALL, "--data.pairs", pairs, "--trainer.default_root_dir", folder]
+    common += ["--trainer.val_check_interval", 2, "--trainer.log_every_n_steps", 1]
+    last = folder / "checkpoints" / "last.ckpt"
+    assert run("fit", *common, "--trainer.max_steps", 3)[0] == 0
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    assert run("fit", *common, "--trainer.max_steps", 4, "--ckpt_path", last)[0] == 0
+    with (folder / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/total"]]
+    assert steps == [0, 1, 2, 3] and torch.load(last, weights_only=True)["global_step"] == 4
+
+
+@pytest.mark.parametrize("recipe", ["tiny_svd", "tiny_vae"])
+def test_a_prior_does_not_train_what_it_would_not_write(run, recipe, tmp_path):
+    steps = ["--trainer.max_steps", 7, "--trainer.val_check_interval", 3, "--trainer.default_root_dir", tmp_path]
+    status, _, err = run("fit", "--config", recipe, *CLIPS, *ONE_CPU, *steps)
+    assert status == 1 and "max_steps 7 is no multiple of trainer.val_check_interval 3; make it 6" in one_line_of(err)
+
+
+def test_clips_are_of_the_scenes_asked_for(run, tmp_path):
+    status, out, err = run("clips", tmp_path / "clips", "--count", 1, "--size", 32, 32, "--radius", 0.3, 0.4)
+    assert status == 0 and "1 videos" in out, err
+    with av.open(str(tmp_path / "clips" / "scene-0.mp4")) as video:
+        film = next(video.decode(video=0)).to_ndarray(format="rgb24")
+    error = {
+        radius: np.abs(film.astype(float) - Scene(0, (32, 32), radius=radius).frame(0.0)).mean()
+        for radius in ((0.3, 0.4), (0.12, 0.24))
+    }
+    assert error[0.3, 0.4] < error[0.12, 0.24] / 2
+
+
 def test_scenes_become_pairs(run, tmp_path):
     status, out, err = run(
         *("scenes", tmp_path / "pairs", "--count", 2, "--size", 16, 24, "--seed", 5, "--workers", 1),
-        *("--objects", 2, 3, "--motion", 0.1, 0.2, "--variety", 0.5),
+        *("--objects", 2, 3, "--motion", 0.1, 0.2, "--variety", 0.5, "--radius", 0.2, 0.3),
     )
     assert status == 0 and "2 pairs in" in out, err
-    exact = Scene(5, (16, 24), objects=(2, 3), motion=(0.1, 0.2), variety=0.5).pair()
+    exact = Scene(5, (16, 24), objects=(2, 3), motion=(0.1, 0.2), variety=0.5, radius=(0.2, 0.3)).pair()
     assert torch.equal(PairStore(tmp_path / "pairs")[0].target, exact.target)
 
 
@@ -165,15 +198,15 @@ def test_a_finished_sweep_is_shown_again(run, tmp_path):
 ONE_CPU = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--trainer.precision", "32"]
 ABLATION = ["--config", "tiny", "--config", "ablations/base"]
 EDITOR = ["--config", "tiny", "--config", "tiny_editor"]
-CLIPS = ["--data.size", "[32,32]", "--data.frames_per_batch", "4", "--data.val_batches", "1", "--model.generated", "1"]
-CLIPS += ["--model.num_inference_steps", "1"]
+CLIPS = ["--data.size", "[32,32]", "--data.frames_per_batch", "4", "--data.val_batches", "1"]
+GENERATED = ["--model.generated", "1", "--model.num_inference_steps", "1"]
 RECIPE_RUNS = {
     "tiny": [*TINY, *SMALL],
     "svd": ["--config", "svd", "--config", "signals/sketch", *SMALL, *ONE_CPU],
     "official": ["--config", "svd", "--config", "official", "--config", "signals/sketch", *SMALL, *ONE_CPU],
     "cached": ["--config", "tiny", "--config", "cached", *SMALL],
-    "tiny_vae": ["--config", "tiny_vae", "--data.batch_size", "2", "--data.val_samples", "2"],
-    "tiny_svd": ["--config", "tiny_svd", *CLIPS, *ONE_CPU],
+    "tiny_vae": ["--config", "tiny_vae", *CLIPS, *ONE_CPU],
+    "tiny_svd": ["--config", "tiny_svd", *CLIPS, *GENERATED, *ONE_CPU],
     "tiny_editor": [*EDITOR, *SMALL, *ONE_CPU, "--data.val_samples", "2"],
     "ablations/base": [*ABLATION, *SMALL],
     "ablations/prior_off": [*ABLATION, "--config", "ablations/prior_off", *SMALL],

@@ -39,7 +39,7 @@ def test_network_starts_as_svd():
     """The whole U-Net with the branch computes what SVD's does, to the last bit."""
     torch.manual_seed(0)
     plain = tiny_unet().eval()
-    args = torch.randn(2, 2, 8, 16, 16), torch.rand(2), torch.randn(2, 1, 32), torch.rand(2, 3)
+    args = torch.randn(2, 2, 16, 16, 16), torch.rand(2), torch.randn(2, 1, 32), torch.rand(2, 3)
     with torch.no_grad():
         before = plain(*args, return_dict=False)[0]
         install_attention(plain, "matching")

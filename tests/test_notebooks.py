@@ -185,7 +185,7 @@ def test_every_notebook_says_what_it_shows_needs_and_takes(shipped):
 
 def test_clean_takes_out_what_is_of_the_machine(tmp_path):
     cell = nbformat.v4.new_code_cell("…")
-    dot = base64.b64encode((ROOT / "docs" / "quickstart.png").read_bytes()).decode()
+    dot = base64.b64encode((ROOT / "docs" / "edits.png").read_bytes()).decode()
     cell.outputs = [
         nbformat.v4.new_output("stream", name="stderr", text="a bar"),
         nbformat.v4.new_output("stream", name="stdout", text=f"in {tmp_path}/runs"),

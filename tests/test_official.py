@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fp_lightning.control import ControlEncoder, inject
 from fp_lightning.editor import OFFICIAL, FramePainter
 from fp_lightning.sampler import Sampling, sample
-from fp_lightning.tiny import tiny_image_encoder, tiny_vae
+from fp_lightning.tiny import tiny_image_encoder
 from fp_lightning.types import EditBatch, to_unit_range
 from fp_lightning.unet import FramePainterUNet
 
@@ -28,6 +28,14 @@ SMALL = {  # the released control encoder always ends in 320 channels, so the fi
     "cross_attention_dim": 32,
     "num_attention_heads": (5, 2),
     "num_frames": 2,
+}
+
+SMALL_VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "block_out_channels": (64, 32, 64),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "sample_size": 64,
 }
 
 
@@ -116,7 +124,7 @@ def test_the_paper_s_queries_are_another_function(golden, unet):
 
 
 def test_guided_sampling_of_25_steps(golden, unet, control_encoder):
-    vae, image_encoder = fill(tiny_vae()), fill(tiny_image_encoder())
+    vae, image_encoder = fill(AutoencoderKLTemporalDecoder(**SMALL_VAE)), fill(tiny_image_encoder())
     editor = FramePainter(unet, control_encoder, vae, image_encoder, scheduler(), control_frames="both").eval()
     control = torch.zeros(1, 3, 64, 64)
     control[..., 20:24, 10:50] = 1

@@ -121,7 +121,7 @@ def test_another_attention_than_svds_is_refused(attention):
 def test_the_plain_network_computes_the_same(prior, frames):
     own, plain = prior.editor.unet, plain_unet(prior.editor.unet).eval()
     assert type(plain) is UNetSpatioTemporalConditionModel
-    args = torch.randn(2, frames, 8, 8, 8), torch.rand(2), torch.randn(2, 1, 32), torch.rand(2, 3)
+    args = torch.randn(2, frames, 16, 8, 8), torch.rand(2), torch.randn(2, 1, 32), torch.rand(2, 3)
     torch.testing.assert_close(own(*args)[0], plain(*args, return_dict=False)[0], rtol=1e-4, atol=1e-5)
 
 

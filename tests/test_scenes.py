@@ -46,6 +46,19 @@ def evenly_lit(scene: Scene) -> Scene:
     return scene
 
 
+def test_objects_have_the_radius_asked_for():
+    radii = [item.radius for seed in range(20) for item in Scene(seed, (8, 8), (2, 2), radius=(0.3, 0.35)).objects]
+    assert 0.3 <= min(radii) < 0.31 and 0.34 < max(radii) <= 0.35
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_less_detail_is_larger_textures_and_the_same_motion(seed):
+    fine, coarse = Scene(seed, (64, 64)), Scene(seed, (64, 64), detail=0.4)
+    assert np.array_equal(fine.flow(0, 1), coarse.flow(0, 1))
+    image = coarse._sample(coarse.ground, coarse._grid(1) / 0.4)
+    assert np.allclose(image, fine._sample(fine.ground, fine._grid(1)), atol=1e-4)
+
+
 @pytest.mark.parametrize("variety", VARIETIES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_flow_carries_source_onto_visible_target(seed, variety):
@@ -256,6 +269,8 @@ def test_travel_is_the_greatest_displacement():
         ("objects", (-1, 1)),
         ("motion", (0.4, 0.1)),
         ("motion", (-0.1, 0.1)),
+        ("radius", (0.3, 0.2)),
+        ("detail", 1.5),
     ],
 )
 def test_impossible_settings_of_a_scene_are_named(option, value):
