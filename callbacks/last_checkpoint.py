@@ -27,6 +27,6 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step == trainer.max_steps and not trainer.fast_dev_run:
+        if trainer.global_step == trainer.max_steps and not getattr(trainer, "fast_dev_run", False):
             assert self.dirpath is not None, "it is given"
             trainer.save_checkpoint(Path(self.dirpath) / f"{NAME}{self.FILE_EXTENSION}")

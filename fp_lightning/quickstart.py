@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -66,7 +67,8 @@ def quickstart(
     half = ["--trainer.max_steps", steps, "--trainer.val_check_interval", max(1, steps // 2)]
     start = ["--config", "cached", "--model.editor.weights", weights, "--model.warmup", 50]
     start += ["--model.editor.augmentation_draws", 1]
-    if getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):  # on other CPUs bfloat16 is the slower one
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has none
+    if capabilities.get("amx_bf16"):  # on other CPUs bfloat16 is the slower one
         start += ["--trainer.precision", "bf16-mixed"]
     data = ["--data.batch_size", 8, "--data.flip", "true"]
     step("fit", "fit", *RECIPES, *start, *run, *data, *half)

@@ -16,7 +16,7 @@ from fp_lightning.unet import FramePainterUNet
 
 def inputs(videos: int = 2, frames: int = 2, tokens: int = 1, size: int = 16):
     g = torch.Generator().manual_seed(0)
-    sample = torch.randn(videos, frames, 8, size, size, generator=g)
+    sample = torch.randn(videos, frames, 16, size, size, generator=g)
     token = torch.randn(videos, tokens, 32, generator=g)
     return sample, torch.rand(videos, generator=g), token, torch.rand(videos, 3, generator=g)
 
