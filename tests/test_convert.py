@@ -120,7 +120,9 @@ def test_a_converted_checkpoint_edits_as_predict_does(run, tmp_path, weights):
     edited = pipe(
         photo, drawn, num_inference_steps=2, guidance_scale=1.0, generator=seeded_generator(0, "edit", "photo")
     ).images[0]
-    same = np.array_equal(np.array(edited), np.array(Image.open(run / "predictions" / "photo.png")))
+    predicted = Image.open(run / "predictions" / "photo.png")
+    away = np.abs(np.array(edited, int) - np.array(predicted, int))
+    same = away.max() <= 1 and (away > 0).mean() < 1e-3  # another process rounds a value in ten thousand otherwise
     assert same == (weights == "auto")  # predict uses the average
     assert ("average" if weights == "auto" else "raw") in str(converted)
 
