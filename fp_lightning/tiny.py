@@ -22,8 +22,8 @@ EMBEDDING = 32  # width of the image embedding
 def tiny_vae() -> AutoencoderKLTemporalDecoder:
     """A new temporal-decoder VAE: 8 latent channels, 4× downsampling, 2,071,176 parameters.
 
-    Both ends of it are 96 wide, since diffusers fixes 32 groups in every normalisation: with one or two channels a
-    group, an image's mean colours would be lost there.
+    Both ends of it are 96 wide, since diffusers fixes 32 groups in every normalisation: with one channel a group,
+    normalisation takes an image's mean colours away.
     """
     vae = AutoencoderKLTemporalDecoder(
         down_block_types=("DownEncoderBlock2D",) * 3,
