@@ -33,10 +33,11 @@ class SceneClipDataModule(L.LightningDataModule):
         train_batches: batches in one epoch; the next epoch has new ones.
         val_batches: batches to validate on, always the same.
         seed: another seed gives other clips throughout.
-        objects, motion, turn, growth, exposure, variety, radius, detail: see `Scene`.
+        content: what a scene shows and how it moves, see `Scene`.
 
     Raises:
-        InputError: a length of less than two frames, or a batch that holds no clip of some length.
+        InputError: a length of less than two frames, a batch that holds no clip of some length, or something in
+            `content` is out of range.
     """
 
     def __init__(
@@ -48,14 +49,7 @@ class SceneClipDataModule(L.LightningDataModule):
         train_batches: int = 1000,
         val_batches: int = 8,
         seed: int = 0,
-        objects: tuple[int, int] = (1, 4),
-        motion: tuple[float, float] = (0.05, 0.4),
-        turn: float = 0.8,
-        growth: float = 0.25,
-        exposure: float = 0.3,
-        variety: float = 0.5,
-        radius: tuple[float, float] = (0.12, 0.3),
-        detail: float = 1.0,
+        **content: Any,
     ) -> None:
         super().__init__()
         if not frames or min(frames) < 2 or frames_per_batch < max(frames):
@@ -66,16 +60,8 @@ class SceneClipDataModule(L.LightningDataModule):
         self.size, self.frames, self.frames_per_batch = size, tuple(frames), frames_per_batch
         self.num_workers, self.seed = num_workers, seed
         self.batches: dict[Split, int] = {"train": train_batches, "val": val_batches}
-        self.content = {
-            "objects": objects,
-            "motion": motion,
-            "turn": turn,
-            "growth": growth,
-            "exposure": exposure,
-            "variety": variety,
-            "radius": radius,
-            "detail": detail,
-        }
+        self.content = content
+        self._scene(0)  # what is wrong with the content shows at once
 
     def batch(self, split: Split, number: int) -> ClipBatch:
         """One batch."""
@@ -91,9 +77,12 @@ class SceneClipDataModule(L.LightningDataModule):
         )
 
     def _clip(self, seed: int, length: int) -> tuple[torch.Tensor, float]:
-        scene = Scene(seed, self.size, **self.content)  # type: ignore[arg-type]
+        scene = self._scene(seed)
         frames = [scene.frame(time, SUPERSAMPLE) for time in np.linspace(0, 1, length)]
         return to_unit_range(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)), scene.travel(0, 1)
+
+    def _scene(self, seed: int) -> Scene:
+        return Scene(seed, self.size, **self.content)
 
     def train_dataloader(self) -> DataLoader[ClipBatch]:
         return self._loader("train")

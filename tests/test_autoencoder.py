@@ -17,7 +17,9 @@ def module(tmp_path):
 
 
 def clips(**options) -> SceneClipDataModule:
-    return SceneClipDataModule(size=(32, 32), frames=(2,), frames_per_batch=8, num_workers=0, val_batches=1, **options)
+    content = {"objects": (1, 4), "exposure": 0.3, "variety": 0.5}
+    given = {"size": (32, 32), "frames": (2,), "frames_per_batch": 8, "num_workers": 0, "val_batches": 1}
+    return SceneClipDataModule(**given | content | options)
 
 
 def test_lightness_and_hue_add_up_to_the_squared_error(module):

@@ -17,6 +17,7 @@ from datamodules import (
     AllSignalsDataModule,
     CoarseDataModule,
     PointsDataModule,
+    SceneClipDataModule,
     SceneDataModule,
     SketchDataModule,
 )
@@ -376,6 +377,12 @@ def test_scene_batches_have_exact_tracks_and_a_sketch():
     assert batch.tracks.shape == (2, 2, 8, 8)
     assert batch.visible.shape == (2, 8, 8)
     assert batch.control.amax(dim=(1, 2, 3)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("data", [SceneDataModule, SceneClipDataModule])
+def test_what_is_wrong_with_the_content_of_scenes_shows_at_once(data):
+    with pytest.raises(InputError, match=r"detail of a scene .* got 1\.5"):
+        data(detail=1.5)
 
 
 def test_training_scenes_never_repeat_and_validation_ones_stay():

@@ -6,16 +6,18 @@ import importlib
 import itertools
 
 import torch
+from omegaconf import OmegaConf
 
 from fp_lightning.bench.measure import Result, compare
 from fp_lightning.bench.networks import DEVICE
+from fp_lightning.cli import recipe_path
 from fp_lightning.editor import build_editor
 from fp_lightning.prior import VideoPriorModule
 from fp_lightning.types import ClipBatch
 
 
 def generator(rounds: int) -> list[Result]:
-    """Filming a batch by one loader process, beside the step of training that it feeds, of each length of clip.
+    """Filming a batch of recipes/tiny_svd.yaml by one loader process, beside the step of training that it feeds.
 
     The ratio says how many training processes one loader process can feed.
     """
@@ -23,7 +25,8 @@ def generator(rounds: int) -> list[Result]:
 
 
 def _one(frames: int, rounds: int) -> Result:
-    data = importlib.import_module("datamodules").SceneClipDataModule(frames=(frames,), frames_per_batch=16)
+    given = OmegaConf.load(recipe_path("tiny_svd")).data.init_args
+    data = importlib.import_module("datamodules").SceneClipDataModule(**{**given, "frames": (frames,)})
     module = VideoPriorModule(build_editor("tiny", "random", attention="temporal").to(DEVICE))
     optimiser = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], fused=True)
     batch: ClipBatch = data.batch("train", 0).to(DEVICE)
