@@ -167,15 +167,17 @@ def _convert(arguments: list[str]) -> None:
         return parser
 
     parser = _parser("convert", "Released weights, Lightning checkpoints and pipeline folders, each from the other.")
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="released|checkpoint|pipeline")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="released|checkpoint|pipeline|lora")
     released = common(
         "released", "the released files to a pipeline folder", "folder of the two files, or hub id", "folder"
     )
     checkpoint = common("checkpoint", "a checkpoint of fit to a pipeline folder", "checkpoint", "folder")
     common("pipeline", "a pipeline folder to the released files", "pipeline folder, or hub id", "folder of two files")
-    checkpoint.add_argument(
-        "--weights", choices=("auto", "ema", "raw"), default="auto", help="averaged or last; auto: as predict does"
-    )
+    lora = common("lora", "a checkpoint's LoRA adapters to a file that diffusers loads", "checkpoint", "folder")
+    for each in (checkpoint, lora):
+        each.add_argument(
+            "--weights", choices=("auto", "ema", "raw"), default="auto", help="averaged or last; auto: as predict does"
+        )
     model = "SVD in diffusers' format, folder or hub id: its VAE, image encoder, scheduler and configuration are used"
     for each, default in ((released, SVD), (checkpoint, None)):
         each.add_argument("--model", default=default, help=model + ("" if default else "; the checkpoint's own"))
@@ -196,6 +198,7 @@ def _convert(arguments: list[str]) -> None:
         "released": convert.convert_released,
         "checkpoint": convert.convert_checkpoint,
         "pipeline": convert.convert_pipeline,
+        "lora": convert.convert_lora,
     }
     try:
         print(functions[kind](given, out, **options, dtype=getattr(torch, dtype) if dtype else None))

@@ -27,6 +27,7 @@ from fp_lightning.folders import STEMS, empty_networks, open_part, read_index, r
 from fp_lightning.pipeline import FramePainterPipeline
 from fp_lightning.specialise import idle_weights
 from fp_lightning.tensorfiles import StoredTensor, check_weights, open_tensors, write_tensors
+from fp_lightning.trainable import ADAPTER
 from fp_lightning.unet import FramePainterUNet
 
 RELEASED_REPO = "Yabo/FramePainter"
@@ -35,6 +36,7 @@ RELEASED = {
     "control_encoder": "encoder_diffusion_pytorch_model.safetensors",
 }
 SVD_SIZE = (576, 1024)
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 _BRANCH, _RELEASED_BRANCH = ".attn1.processor.", ".sparse_attention."  # the one difference between the keys
 Weights = dict[str, StoredTensor]
 
@@ -112,6 +114,52 @@ def convert_checkpoint(
             f"{checkpoint} does not say its {'model' if model is None else 'size'}; "
             f"pass {'--model FOLDER' if model is None else '--size HEIGHT WIDTH'}"
         )
+    given, note = _trained_weights(state, checkpoint, weights)
+    if origin.get("trains", "all") != "all":
+        folder = local_folder(model, ["unet/*"])
+        given["unet"] = _completed(given["unet"], open_part(folder, "unet", variant), f"{checkpoint} and {model}")
+    signals = {"signals": list(origin["signals"])} if origin.get("signals") else {}
+    written = _write_pipeline(
+        Path(out), given, model, variant, dtype, size, {**state["editor"], **signals}, str(checkpoint), idle=True
+    )
+    return Converted(written.out, written.tensors, written.parameters, (note, *written.notes))
+
+
+def convert_lora(
+    checkpoint: str | Path,
+    out: str | Path,
+    weights: Literal["auto", "ema", "raw"] = "auto",
+    dtype: torch.dtype | None = None,
+) -> Converted:
+    """The LoRA adapters of a Lightning checkpoint → a folder that diffusers loads.
+
+    `unet.load_lora_adapter(FOLDER, prefix=None, use_safetensors=True)` does, of `FramePainterUNet` and of every class
+    of diffusers' with `PeftAdapterMixin`.
+
+    The matching branch and the control encoder, which train beside them, are not in it: `convert_checkpoint` writes
+    all, with the adapters merged.
+
+    Args:
+        checkpoint, weights: see `convert_checkpoint`; trained with `trains: lora`.
+        out: the folder; must not exist, or be empty.
+        dtype: of all weights; None keeps what the checkpoint has.
+
+    Raises:
+        InputError: the file is no checkpoint of this package, or it has no adapters.
+    """
+    given, note = _trained_weights(_read_checkpoint(Path(checkpoint)), checkpoint, weights)
+    adapters = {name.replace(f".{ADAPTER}.", "."): tensor for name, tensor in given["unet"].items() if ".lora_" in name}
+    if not adapters:
+        raise InputError(f"{checkpoint} has no LoRA adapters; train them with --model.editor.trains lora")
+    with _folder_beside(Path(out)) as partial:
+        write_tensors(partial / LORA_FILE, adapters, dtype)
+    return _converted(Path(out), {"unet": adapters}, (note,))
+
+
+def _trained_weights(
+    state: Mapping[str, Any], checkpoint: str | Path, weights: Literal["auto", "ema", "raw"]
+) -> tuple[dict[str, Weights], str]:
+    """The weights that a checkpoint carries, by part, and a note that says which they are."""
     average = state.get("callbacks", {}).get("TrainableEMA", {}).get("average")
     if weights == "ema" and not average:
         raise InputError(f"{checkpoint} keeps no averaged weights; train with callbacks.TrainableEMA, or use raw")
@@ -122,14 +170,29 @@ def convert_checkpoint(
         if owner != "editor" or part not in given:
             raise InputError(f"{checkpoint} holds {name}, which is no weight of an editor; convert what `fit` wrote")
         given[part][key] = StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.clone)
-    note = (
-        f"weights: {'raw' if chosen is not average else 'average (EMA)'}, after {state.get('global_step', '?')} steps"
-    )
-    signals = {"signals": list(origin["signals"])} if origin.get("signals") else {}
-    written = _write_pipeline(
-        Path(out), given, model, variant, dtype, size, {**state["editor"], **signals}, str(checkpoint), idle=True
-    )
-    return Converted(written.out, written.tensors, written.parameters, (note, *written.notes))
+    kind = "raw" if chosen is not average else "average (EMA)"
+    return given, f"weights: {kind}, after {state.get('global_step', '?')} steps"
+
+
+def _completed(trained: Weights, base: Weights, where: str) -> Weights:
+    """What trained beside what did not: the base's other weights, and those that adapters are merged into."""
+    whole = base | {name: tensor for name, tensor in trained.items() if ".lora_" not in name}
+    for name, down in trained.items():
+        if f".lora_A.{ADAPTER}." not in name:
+            continue
+        merged = name.replace(f".lora_A.{ADAPTER}.", ".")
+        up = trained.get(name.replace(".lora_A.", ".lora_B."))
+        if up is None or merged not in base:
+            raise InputError(f"{where} do not fit: {name} has no {'other half' if up is None else 'weight to adapt'}")
+        whole[merged] = _merged(base[merged], down, up)
+    return whole
+
+
+def _merged(base: StoredTensor, down: StoredTensor, up: StoredTensor) -> StoredTensor:
+    def read() -> torch.Tensor:
+        return (base.read().float() + up.read().float() @ down.read().float()).to(base.dtype)
+
+    return StoredTensor(base.shape, base.dtype, read)
 
 
 def convert_pipeline(pipeline: str, out: str | Path, dtype: torch.dtype | None = None) -> Converted:

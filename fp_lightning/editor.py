@@ -23,6 +23,7 @@ from fp_lightning.matching import AttentionKind, Correspondence, MatchQueries
 from fp_lightning.matching_loss import FORMS, MatchingForm
 from fp_lightning.points import DragPoints
 from fp_lightning.specialise import specialise
+from fp_lightning.trainable import Trains, choose_trainable
 from fp_lightning.types import EditBatch
 from fp_lightning.unet import DeepFeatures, FramePainterUNet
 
@@ -63,6 +64,7 @@ class FramePainter(nn.Module):
         augmentation_mean, augmentation_std: so is the noise on the conditioning image.
         model: what the parts were loaded from; checkpoints remember it.
         trained: the parts are a trained editor's, not SVD's with a new control encoder.
+        trains: what `choose_trainable` has left to train; checkpoints remember it.
         augmentation_draws: None disturbs the conditioning image anew at every step; k keeps k noises, with
             their levels, for every sample, so that all the VAE sees of it can be kept on disk.
         dropout: p of conditioning dropout. With one uniform r a sample, the embedding goes where
@@ -91,6 +93,7 @@ class FramePainter(nn.Module):
         dropout: float = 0.1,
         model: str | None = None,
         trained: bool = False,
+        trains: Trains = "all",
     ) -> None:
         super().__init__()
         if not 0 <= dropout <= 1 / 3:
@@ -111,7 +114,7 @@ class FramePainter(nn.Module):
         self.sigma_mean, self.sigma_std = sigma_mean, sigma_std
         self.augmentation_mean, self.augmentation_std = augmentation_mean, augmentation_std
         self.augmentation_draws = augmentation_draws
-        self.dropout, self.model, self.trained = dropout, model, trained
+        self.dropout, self.model, self.trained, self.trains = dropout, model, trained, trains
         self.vae_slicing = False  # encode and decode one sample at a time: less memory
         for frozen in self.frozen:
             frozen.requires_grad_(False)
@@ -401,12 +404,22 @@ def build_editor(
     augmentation_std: float = 0.5,
     augmentation_draws: int | None = None,
     dropout: float = 0.1,
+    trains: Trains = "all",
+    lora_rank: int = 16,
 ) -> FramePainter:
     """A `FramePainter` over `load_backbone`'s parts; what recipes name as `class_path`. Arguments are theirs.
 
     Args:
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
+        trains, lora_rank: see `choose_trainable`.
+
+    Raises:
+        InputError: `trains` leaves weights frozen that are random.
     """
+    if trains != "all" and weights == "random":
+        raise InputError(
+            f"trains {trains} would leave random weights frozen; set weights to pretrained, or trains to all"
+        )
     backbone = load_backbone(model, weights, attention, match_queries, variant, seed)
     saved = saved_settings(model) if weights == "pretrained" else None
     if saved is not None:
@@ -418,6 +431,9 @@ def build_editor(
                 *(model, ", ".join(changed)),
                 "; add --config official to keep that" if saved | OFFICIAL == saved else "",
             )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        choose_trainable(backbone.unet, backbone.control_encoder, trains, lora_rank)
     if gradient_checkpointing:
         backbone.unet.enable_gradient_checkpointing()
     return FramePainter(
@@ -439,4 +455,5 @@ def build_editor(
         dropout=dropout,
         model=str(model),
         trained=saved is not None,
+        trains=trains,
     )

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -19,6 +20,7 @@ from fp_lightning.matching import spatial_attentions
 from fp_lightning.metrics import EditMetrics
 from fp_lightning.optimiser import AdamWModule, Schedule
 from fp_lightning.sampler import Sampling, sample
+from fp_lightning.trainable import describe
 from fp_lightning.types import EditBatch
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,8 @@ class FramePainterModule(AdamWModule):
         self.strict_loading = False  # checkpoints leave frozen weights out; on_load_checkpoint is strict instead
 
     def on_fit_start(self) -> None:
-        """Makes the latents that the data asks to be kept on disk, each rank its share, before loaders start."""
+        """Says what trains; makes the latents that the data asks to be kept on disk, each rank its share."""
+        rank_zero_info(describe(self.editor))
         data: Any = getattr(self.trainer, "datamodule", None)
         if getattr(data, "latents", None) is None:
             return
@@ -149,6 +152,7 @@ class FramePainterModule(AdamWModule):
         checkpoint["editor"] = self.editor.settings()
         checkpoint["origin"] = {
             "model": self.editor.model,
+            "trains": self.editor.trains,
             "size": None if size is None else list(size),
             "signals": None if signals is None else list(signals),
         }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import ModelMixin, UNetSpatioTemporalConditionModel  # noqa: F401  (pipelines look for ModelMixin here)
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ class DeepFeatures:
     reuse: bool = False  # the next call takes them as they are; else it is whole and renews them
 
 
-class FramePainterUNet(UNetSpatioTemporalConditionModel):
+class FramePainterUNet(PeftAdapterMixin, UNetSpatioTemporalConditionModel):
     """`UNetSpatioTemporalConditionModel` for two frames, the source image and its edit.
 
     Without arguments it is SVD's network with the paper's matching attention and the shortcuts of

@@ -227,5 +227,5 @@ def test_written_tensors_are_read_back_by_the_library(tmp_path, dtype):
 
 def test_the_data_module_is_remembered(run):
     origin = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["origin"]
-    assert origin == {"model": "tiny", "size": [64, 64], "signals": ["sketch"]}
+    assert origin == {"model": "tiny", "trains": "all", "size": [64, 64], "signals": ["sketch"]}
     assert SketchDataModule(pairs=None).signals == ("sketch",)
