@@ -6,6 +6,7 @@ from .evaluation_report import EvaluationReport
 from .history_csv import MetricsCSV
 from .image_grid import ImageGrid
 from .last_checkpoint import LastCheckpoint
+from .loss_guard import LossGuard
 from .prediction_writer import PredictionWriter
 from .throughput import ProgressBar, Throughput
 
@@ -14,6 +15,7 @@ __all__ = [
     "EvaluationReport",
     "ImageGrid",
     "LastCheckpoint",
+    "LossGuard",
     "MetricsCSV",
     "PredictionWriter",
     "ProgressBar",

@@ -6,6 +6,8 @@ import argparse
 import logging
 import os
 import re
+import signal
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,12 +15,13 @@ import lightning as L
 import transformers
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from fp_lightning.cli import RECIPES, TRAINER_COMMANDS
 from fp_lightning.errors import InputError
 from fp_lightning.files import written_beside
 
+TERMINATED = 128 + signal.SIGTERM  # exit status of a process that SIGTERM ended, as shells and SLURM read it
 RUN_RECIPE = RECIPES / "run.yaml"  # what every run writes; read before the recipes that a command names
 
 
@@ -43,6 +46,8 @@ class EditCLI(LightningCLI):
 def run(command: str) -> None:
     """Runs `fit`, `validate`, `test` or `predict` as `sys.argv` says.
 
+    After SIGTERM the step is finished, `last.ckpt` written, and the exit status `TERMINATED`.
+
     Raises:
         InputError: a recipe or an option is wrong; one line that names it.
     """
@@ -60,6 +65,9 @@ def run(command: str) -> None:
             save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={**common, **subcommands},
         )
+    except SIGTERMException:
+        print("stopped by SIGTERM; go on with --ckpt_path RUN/checkpoints/last.ckpt", file=sys.stderr)
+        raise SystemExit(TERMINATED) from None
     except argparse.ArgumentError as error:
         raise InputError(one_line(str(error), command)) from error
     except MisconfigurationException as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import make_editor
+from conftest import make_batch, make_editor
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -26,6 +27,7 @@ from callbacks import (
     Throughput,
 )
 from callbacks.correspondence_maps import furthest
+from callbacks.throughput import CountedOperations
 from datamodules import SceneDataModule
 from fp_lightning.metrics import EditMetrics
 from fp_lightning.module import FramePainterModule
@@ -306,6 +308,21 @@ def test_throughput_is_logged_with_the_operations_of_a_step(tmp_path):
     with FlopCounterMode(display=False) as counter:
         module.editor.losses(batch, torch.Generator().manual_seed(0)).total.backward()
     assert watch.flops == pytest.approx(counter.get_total_flops(), rel=0.05)  # how many rows are visible differs
+
+
+def test_counting_operations_changes_no_bit_and_counts_as_torch_does():
+    batch = make_batch(2, 32)
+
+    def gradients(counter) -> list[torch.Tensor]:
+        editor = make_editor().train()
+        with counter:
+            editor.losses(batch, torch.Generator().manual_seed(0)).total.backward()
+        return [p.grad for p in editor.parameters() if p.grad is not None]
+
+    counted, torchs = CountedOperations(), FlopCounterMode(display=False)
+    plain, ours, _ = (gradients(counter) for counter in (nullcontext(), counted, torchs))
+    assert all(map(torch.equal, plain, ours))
+    assert counted.total == torchs.get_total_flops() > 0
 
 
 # CorrespondenceMaps
