@@ -9,27 +9,10 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from fp_lightning.counting import CountedOperations
 
 PRECISIONS = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
-
-
-class CountedOperations(TorchDispatchMode):
-    """Counts the operations of the products within it, in `total`, by torch's formulas.
-
-    Unlike under torch's `FlopCounterMode` every operation is the one that would be called without counting, so results
-    are the same to the last bit: that mode takes SiLU's gradient apart, for one, which rounds otherwise.
-    """
-
-    total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=result)
-        return result
 
 
 class Throughput(Callback):

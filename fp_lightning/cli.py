@@ -25,6 +25,7 @@ def main() -> int:
     commands: dict[str, tuple[str, Callable[[list[str]], object]]] = {
         **{name: (text, partial(_train_command, name)) for name, text in TRAINER_COMMANDS.items()},
         "pairs": ("build training pairs from videos", _pairs),
+        "plan": ("the memory and the time that a recipe takes, before it runs", _plan),
         "convert": ("released weights, checkpoints and pipeline folders, each from the other", _convert),
         "clips": ("write procedural videos", _clips),
         "scenes": ("write training pairs of procedural scenes, with exact flow and tracks", _scenes),
@@ -150,6 +151,14 @@ def _pairs(arguments: list[str]) -> None:
     rejected = ", ".join(f"{count} {reason}" for reason, count in manifest["rejected"].items()) or "none"
     print(f"{manifest['pairs']} pairs of {manifest['videos']} videos in {out}; rejected: {rejected}")
     print(f"Look at {Path(out) / 'preview.html'} before you train.")
+
+
+def _plan(arguments: list[str]) -> None:
+    from fp_lightning.plan import main as plan
+
+    parser = _parser("plan", "Simulate a step of `fit` with these recipes and options: memory of each GPU, and time.")
+    parser.usage = "fp-lightning plan --config RECIPE ... [options of fit] [--gpu NAME] [--utilisation SHARE]"
+    plan(resolve_recipes(arguments), parser)
 
 
 def _convert(arguments: list[str]) -> None:

@@ -77,7 +77,7 @@ def one_token(attn: Attention, context: Tensor) -> Tensor:
 
 def feed_forward(norm: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
     """x + layer(norm(x)), each token [..., c] alone; a CPU takes some at a time, whose wide layers stay in cache."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or x.shape[:-1].numel() <= _ROWS or torch.compiler.is_compiling():
         return layer(norm(x)) + x
     return torch.cat([layer(norm(rows)) + rows for rows in x.flatten(0, -2).split(_ROWS)]).view(x.shape)
 

@@ -9,11 +9,13 @@ import re
 import signal
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
 import transformers
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -43,6 +45,33 @@ class EditCLI(LightningCLI):
             raise InputError(f"no checkpoint {path}; a run keeps its own in checkpoints/last.ckpt and best.ckpt")
 
 
+class Unbuilt(EditCLI):
+    """Reads a configuration and builds nothing of it."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def configuration(words: Sequence[str]) -> Namespace:
+    """What `fit` with these words would be configured as.
+
+    Raises:
+        InputError: as in `run`.
+    """
+    before, sys.argv = sys.argv, [sys.argv[0], "fit", *words]
+    try:
+        with _told("fit"):
+            return _cli(Unbuilt).config["fit"]
+    finally:
+        sys.argv = before
+
+
 def run(command: str) -> None:
     """Runs `fit`, `validate`, `test` or `predict` as `sys.argv` says.
 
@@ -51,20 +80,32 @@ def run(command: str) -> None:
     Raises:
         InputError: a recipe or an option is wrong; one line that names it.
     """
+    with _told(command):
+        _cli(EditCLI)
+
+
+def _cli(kind: type[EditCLI]) -> EditCLI:
+    """Of the words in `sys.argv`."""
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     common = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
     subcommands = {name: {**common, "default_config_files": [str(RUN_RECIPE)]} for name in TRAINER_COMMANDS}
+    return kind(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=RunConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        parser_kwargs={**common, **subcommands},
+    )
+
+
+@contextmanager
+def _told(command: str) -> Iterator[None]:
+    """Turns what Lightning and jsonargparse raise into one line."""
     try:
-        EditCLI(
-            L.LightningModule,
-            L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=RunConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            parser_kwargs={**common, **subcommands},
-        )
+        yield
     except SIGTERMException:
         print("stopped by SIGTERM; go on with --ckpt_path RUN/checkpoints/last.ckpt", file=sys.stderr)
         raise SystemExit(TERMINATED) from None

@@ -27,8 +27,8 @@ from callbacks import (
     Throughput,
 )
 from callbacks.correspondence_maps import furthest
-from callbacks.throughput import CountedOperations
 from datamodules import SceneDataModule
+from fp_lightning.counting import CountedOperations
 from fp_lightning.metrics import EditMetrics
 from fp_lightning.module import FramePainterModule
 from fp_lightning.report import encode, signal_image, to_tensor

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from fp_lightning.control import ControlEncoder
 from fp_lightning.editor import FramePainter
+from fp_lightning.svd import svd_parts, svd_unet
 from fp_lightning.unet import FramePainterUNet
 
 M = TypeVar("M", bound=nn.Module)
@@ -19,44 +18,21 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def full_unet() -> FramePainterUNet:
     """SVD's U-Net, 1,524,623,082 parameters, with a matching branch of 49,574,080, float32."""
-    with torch.device("meta"):
-        unet = FramePainterUNet()
-    return filled(unet).eval()
+    return filled(svd_unet()).eval()
 
 
 def full_editor() -> FramePainter:
     """An editor of the released architecture, with SVD's VAE and CLIP-H: float32, 2.3 G parameters."""
-    with torch.device("meta"):
-        vae = AutoencoderKLTemporalDecoder(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=768,
-            force_upcast=True,
-        )
-        tower = CLIPVisionModelWithProjection(
-            CLIPVisionConfig(
-                hidden_size=1280,
-                intermediate_size=5120,
-                num_hidden_layers=32,
-                num_attention_heads=16,
-                image_size=224,
-                patch_size=14,
-                projection_dim=1024,
-                hidden_act="gelu",
-            )
-        )
-        control = ControlEncoder()
+    parts = {name: filled(part) for name, part in svd_parts().items()}
     scheduler = EulerDiscreteScheduler(sigma_min=0.002, sigma_max=700.0)  # of which an editor takes the range alone
-    return FramePainter(full_unet(), filled(control), filled(vae), filled(tower), scheduler).eval()
+    return FramePainter(full_unet(), **parts, scheduler=scheduler).eval()  # type: ignore[arg-type]
 
 
 @torch.no_grad()
-def filled(network: M, seed: int = 0) -> M:
+def filled(network: M, seed: int = 0, device: str = DEVICE) -> M:
     """The network, made on the meta device, with random weights that keep activations in range; none is zero."""
-    network = network.to_empty(device=DEVICE)
-    generator = torch.Generator(DEVICE).manual_seed(seed)
+    network = network.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:
             parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)

@@ -17,6 +17,7 @@ from fp_lightning.bench.loader import loader
 from fp_lightning.bench.matching import matching
 from fp_lightning.bench.measure import Result
 from fp_lightning.bench.pairs import correspondence, pairs
+from fp_lightning.bench.plan import plan
 from fp_lightning.bench.train_step import train_step
 from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "correspondence": correspondence,
     "loader": loader,
     "generator": generator,
+    "plan": plan,
 }
 
 
