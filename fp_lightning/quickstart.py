@@ -56,13 +56,13 @@ def quickstart(
     checkpoint = ["--ckpt_path", out / "run" / "checkpoints" / "last.ckpt"]
     side, few = 256, list[object]()  # px of the pairs, which training shrinks to 64
     if not videos:
-        side, few = 128, ["--pairs-per-video", 3, "--candidates", 12]
-        shown = ["--size", side, side, "--radius", 0.15, 0.3, "--detail", 0.4]
+        side, few = 128, ["--pairs-per-video", 3, "--candidates", 12, "--min-gap", 1.5, "--largest", 180]
+        shown = ["--size", side, side, "--motion", 0.35, 0.6, "--radius", 0.13, 0.2, "--detail", 0.15]
         step("clips", "clips", out / "clips", "--count", clips, *shown)
         videos = [str(out / "clips")]
     step("pairs", "pairs", *videos, "--out", out / "pairs", "--size", side, side, *few)
     made = json.loads((out / "pairs" / "manifest.json").read_text())["pairs"]
-    count = max(1, min(8, made // 8))
+    count = max(1, min(24, made // 8))
     step("benchmark", "benchmark", "--pairs", out / "pairs", "--count", count, "--out", out / "heldout")
     half = ["--trainer.max_steps", steps, "--trainer.val_check_interval", max(1, steps // 2)]
     start = ["--config", "cached", "--model.editor.weights", weights, "--model.warmup", 50]

@@ -46,7 +46,7 @@ def test_the_vae_gives_scenes_back_with_their_hues():
 
 
 def test_the_editor_follows_the_sketch_of_an_unseen_scene():
-    data = SceneDataModule(objects=(1, 1), motion=(0.2, 0.3), radius=(0.2, 0.25), detail=0.4)
+    data = SceneDataModule(objects=(1, 1), motion=(0.2, 0.3), radius=(0.2, 0.25), detail=0.15)
     batch = EditBatch.cat([data.sample("test", count) for count in range(16)])
     editor = build_editor("tiny-editor", control_factor=1.0).eval()
 
