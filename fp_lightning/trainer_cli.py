@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import re
@@ -21,19 +22,23 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from fp_lightning.cli import RECIPES, TRAINER_COMMANDS
 from fp_lightning.errors import InputError
-from fp_lightning.files import written_beside
+from fp_lightning.files import write_atomic, written_beside
+from fp_lightning.provenance import provenance
 
 TERMINATED = 128 + signal.SIGTERM  # exit status of a process that SIGTERM ended, as shells and SLURM read it
 RUN_RECIPE = RECIPES / "run.yaml"  # what every run writes; read before the recipes that a command names
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes `<run>/config.{fit,validate,…}.yaml`, so that a command never replaces another's."""
+    """Writes `<run>/{config.*.yaml,provenance.*.json}`, * being the command, so that none replaces another's."""
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        path = Path(trainer.default_root_dir) / f"config.{trainer.state.fn.value}.yaml"  # type: ignore[union-attr]
-        with written_beside(path) as partial:
+        folder, command = Path(trainer.default_root_dir), trainer.state.fn.value  # type: ignore[union-attr]
+        with written_beside(folder / f"config.{command}.yaml") as partial:
             self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
+        pairs = getattr(getattr(trainer, "datamodule", None), "pairs", None)
+        known = json.dumps(provenance(pairs), indent=2)
+        write_atomic(folder / f"provenance.{command}.json", known.encode())
 
 
 class EditCLI(LightningCLI):

@@ -2,8 +2,10 @@
 
 import copy
 import csv
+import hashlib
 import json
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
@@ -96,6 +98,10 @@ def test_fit_validate_test_predict(run, pairs, tmp_path):
 
     fit_config = (folder / "config.fit.yaml").read_text()
     assert yaml.safe_load(fit_config)["trainer"]["max_steps"] == 2
+    known = json.loads((folder / "provenance.fit.json").read_text())
+    assert known["command"][0] == "fit" and torch.__version__.startswith(known["packages"]["torch"])
+    assert known["pairs_manifest_sha256"] == hashlib.sha256((Path(pairs) / "manifest.json").read_bytes()).hexdigest()
+    assert known["git"] is None or len(known["git"]["commit"]) == 40
     assert run("validate", *common, *checkpoint)[0] == 0
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["n"] > 0 and metrics["psnr_moving"] > 0 and metrics["lpips"] is None
