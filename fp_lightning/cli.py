@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fp_lightning.errors import InputError
+from fp_lightning.recipe_files import resolve_recipes
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 TRAINER_COMMANDS = {
     "fit": "train an editor",
     "validate": "score an editor on the validation pairs: metrics.json, report.html",
@@ -54,37 +54,6 @@ def main() -> int:
         print("fp-lightning: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def recipe_path(name: str) -> str:
-    """A file as it stands, or the recipe of that name: `tiny` is as good as `recipes/tiny.yaml`.
-
-    Raises:
-        InputError: neither exists; lists the recipes.
-    """
-    if Path(name).is_file():
-        return name
-    short = name.removeprefix("recipes/")
-    for candidate in (short, f"{short}.yaml"):
-        if (RECIPES / candidate).is_file():
-            return str(RECIPES / candidate)
-    known = sorted(
-        str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml") if path.stem != "run"
-    )
-    raise InputError(f"no recipe or file {name}; the recipes are {', '.join(known)}")
-
-
-def resolve_recipes(arguments: Sequence[str]) -> list[str]:
-    """The arguments with every `--config NAME` resolved by `recipe_path`."""
-    resolved: list[str] = []
-    for argument in arguments:
-        if resolved and resolved[-1] in ("--config", "-c"):
-            resolved.append(recipe_path(argument))
-        elif argument.startswith("--config="):
-            resolved.append(f"--config={recipe_path(argument.removeprefix('--config='))}")
-        else:
-            resolved.append(argument)
-    return resolved
 
 
 def _train_command(command: str, arguments: list[str]) -> None:
@@ -154,11 +123,16 @@ def _pairs(arguments: list[str]) -> None:
 
 
 def _plan(arguments: list[str]) -> None:
-    from fp_lightning.plan import main as plan
+    from fp_lightning.plan import GPUS, report, setting_of
+    from fp_lightning.trainer_cli import configuration
 
     parser = _parser("plan", "Simulate a step of `fit` with these recipes and options: memory of each GPU, and time.")
     parser.usage = "fp-lightning plan --config RECIPE ... [options of fit] [--gpu NAME] [--utilisation SHARE]"
-    plan(resolve_recipes(arguments), parser)
+    parser.add_argument("--gpu", default="a100-80", metavar="NAME", help=", ".join(GPUS))
+    parser.add_argument("--utilisation", type=float, default=0.4, help="of the GPU's products, up to 1")
+    own, words = parser.parse_known_args(arguments)
+    setting, steps = setting_of(configuration(resolve_recipes(words)))
+    print("\n".join(report(setting, steps, own.gpu, own.utilisation)))
 
 
 def _convert(arguments: list[str]) -> None:

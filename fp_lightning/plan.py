@@ -6,7 +6,6 @@ in seconds on a laptop, without its weights. The step is the one that training m
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -359,14 +358,3 @@ def _remedies(setting: Setting, memory: float) -> Iterator[str]:
         yield f"  {words:<62}{peak / GIB:9.2f} GiB{', fits' if fits(peak, memory) else ''}"
     if not (peak and fits(peak, memory)):
         yield "None of that is enough: take a smaller --data.size, or a larger GPU."
-
-
-def main(arguments: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """`fp-lightning plan`: its own options, and those of `fit`."""
-    from fp_lightning.trainer_cli import configuration
-
-    parser.add_argument("--gpu", default="a100-80", metavar="NAME", help=", ".join(GPUS))
-    parser.add_argument("--utilisation", type=float, default=0.4, help="of the GPU's products, up to 1")
-    own, words = parser.parse_known_args(arguments)
-    setting, steps = setting_of(configuration(words))
-    print("\n".join(report(setting, steps, own.gpu, own.utilisation)))

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from fp_lightning.cli import recipe_path
 from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic
+from fp_lightning.recipe_files import recipe_path
 
 BASE = "base"  # the arm without a recipe of its own
 RESULTS = "results.csv"

@@ -20,10 +20,11 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from fp_lightning.cli import RECIPES, TRAINER_COMMANDS
+from fp_lightning.cli import TRAINER_COMMANDS
 from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic, written_beside
 from fp_lightning.provenance import provenance
+from fp_lightning.recipe_files import RECIPES
 
 TERMINATED = 128 + signal.SIGTERM  # exit status of a process that SIGTERM ended, as shells and SLURM read it
 RUN_RECIPE = RECIPES / "run.yaml"  # what every run writes; read before the recipes that a command names

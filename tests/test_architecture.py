@@ -22,21 +22,24 @@ LAYERS = [  # a module imports from its own row and those above
         "latents",
         "scores",
         "bootstrap",
+        "counting",
+        "recipe_files",
     },
     MATHEMATICS
     | {"images", "blend", "shards", "heldout", "scenes", "shapes", "textures", "signals", "perceptual", "dift"},
-    {"unet", "pairs", "report", "adherence", "metrics"},
-    {"backbone", "folders", "tiny"},
+    {"unet", "pairs", "report", "adherence", "metrics", "provenance"},
+    {"backbone", "folders", "tiny", "trainable", "svd"},
     {"editor"},
     {"sampler", "correspondence", "optimiser"},
     {"pipeline", "module", "prior", "autoencoder"},
+    {"plan"},
     {"bench", "convert", "evaluation"},
     {"cli", "trainer_cli", "quickstart", "sweep", "__main__", "__init__"},
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 DATA_ROOMS = {"pairs", "signals", "shards", "scenes", "shapes", "textures"}
 NETWORK = MATHEMATICS | {
-    *("condition", "unet", "backbone", "tiny", "autoencoder"),
+    *("condition", "unet", "backbone", "tiny", "autoencoder", "trainable", "svd", "plan"),
     *("editor", "sampler", "correspondence", "optimiser", "pipeline", "module", "prior", "convert", "folders"),
 }
 
@@ -77,7 +80,7 @@ def test_imports_run_one_way(path):
         assert rooms <= {"types", "errors", "files", "images", "latents", "signals", "shards", "heldout", "scenes"}
         assert "callbacks" not in outer
     else:
-        assert rooms <= {"types", "errors", "files", "images", "metrics", "report"}
+        assert rooms <= {"types", "errors", "files", "images", "metrics", "report", "counting"}
         assert "datamodules" not in outer
 
 

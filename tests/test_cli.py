@@ -17,9 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fp_lightning import FramePainterModule, build_editor
-from fp_lightning.cli import RECIPES, main, recipe_path
+from fp_lightning.cli import main
 from fp_lightning.errors import InputError
 from fp_lightning.heldout import choose_pairs, write_list
+from fp_lightning.recipe_files import RECIPES, recipe_path
 from fp_lightning.scenes import Scene, write_clips
 from fp_lightning.shards import PairStore
 from fp_lightning.sweep import plan

@@ -6,9 +6,10 @@ import pytest
 
 from fp_lightning.backbone import SVD
 from fp_lightning.bench.plan import SETTINGS, TINY, _one
-from fp_lightning.cli import RECIPES, main, resolve_recipes
+from fp_lightning.cli import main
 from fp_lightning.errors import InputError
 from fp_lightning.plan import GIB, Setting, cheaper, fits, footprint, setting_of
+from fp_lightning.recipe_files import RECIPES, resolve_recipes
 from fp_lightning.trainer_cli import configuration
 
 PAPER = Setting(SVD, (576, 1024), 2, "bf16-mixed", gradient_checkpointing=True, strategy="ddp", processes=2)

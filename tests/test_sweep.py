@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from fp_lightning.cli import RECIPES, main
+from fp_lightning.cli import main
 from fp_lightning.errors import InputError
 from fp_lightning.pairs.procedural import write_scene_pairs
+from fp_lightning.recipe_files import RECIPES
 from fp_lightning.sweep import Run, as_csv, collect, found, markdown, plan, summarise, sweep
 
 # --- the plan
