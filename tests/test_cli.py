@@ -219,6 +219,11 @@ RECIPE_RUNS = {
     "ablations/prior_off": [*ABLATION, "--config", "ablations/prior_off", *SMALL],
     "ablations/attention_cross_frame": [*ABLATION, "--config", "ablations/attention_cross_frame", *SMALL],
 }
+MACHINES = sorted(path.stem for path in (RECIPES / "hardware").glob("*.yaml"))
+RECIPE_RUNS |= {
+    f"hardware/{name}": [*RECIPE_RUNS["svd"], "--config", f"hardware/{name}", *ONE_CPU, "--trainer.num_nodes", "1"]
+    for name in MACHINES
+}
 NO_PAIRS = ("tiny_vae", "tiny_svd", "tiny_editor")
 ARMS = sorted(path.stem for path in (RECIPES / "ablations").glob("*.yaml") if path.stem != "base")
 
@@ -227,12 +232,14 @@ ARMS = sorted(path.stem for path in (RECIPES / "ablations").glob("*.yaml") if pa
 def test_recipe_runs_on_tiny_settings(run, name, pairs, holdout, tiny_folder, tmp_path):
     arguments = [*RECIPE_RUNS[name], "--trainer.default_root_dir", tmp_path / "run", "--trainer.max_steps", 1]
     arguments += ["--trainer.val_check_interval", 1, "--trainer.accelerator", "cpu", "--data.num_workers", 0]
-    if name in ("svd", "official"):
+    if name in ("svd", "official") or name.startswith("hardware/"):
         arguments += ["--model.editor.model", tiny_folder, "--data.val_fraction", "0.25"]
     if name not in NO_PAIRS:
         arguments += ["--data.pairs", pairs]
     if name.startswith("ablations/"):
-        arguments += ["--data.latents", tmp_path / "latents", "--data.holdout", holdout]
+        arguments += ["--data.holdout", holdout]
+    if name.startswith("ablations/") or name == "hardware/one_24gb":
+        arguments += ["--data.latents", tmp_path / "latents"]
     status, _, err = run("fit", *arguments)
     assert status == 0, err
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
