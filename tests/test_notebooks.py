@@ -30,7 +30,7 @@ OTHERS = [(path.stem,) for path in NOTEBOOKS if path.stem not in SWEEPS]
 PICTURES = {"01_quickstart": 3, "02_signals": 6, "03_ablations": 2, "04_correspondence": 4, "05_data_efficiency": 1}
 SAID = {  # what no run may leave out
     "01_quickstart": ["lead of the edit", "scene-0.sketch.png"],
-    "03_ablations": ["4 runs: ", "appears|reversed|not decided", "correspondence.all.error"],
+    "03_ablations": [r"\d+ runs: ", "appears|reversed|not decided", "correspondence.all.error"],
     "04_correspondence": ["Least error on the finest grid"],
     "05_data_efficiency": ["better|worse|not decided"],
     "06_real_svd": ["49,574,080", "576 × 1024", r"9216 × 5 layers"],
