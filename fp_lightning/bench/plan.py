@@ -16,7 +16,7 @@ from fp_lightning.bench.networks import filled
 from fp_lightning.plan import Setting, editor_of, empty_batch, footprint
 
 TINY = Setting("tiny", (64, 64), 8)
-MIDDLE = replace(TINY, size=(128, 192), batch_size=2)  # a U-Net of 39 million weights
+MIDDLE = replace(TINY, size=(128, 192), batch_size=2)  # a U-Net of 49 million weights
 SETTINGS = {
     "tiny": TINY,
     "tiny-bf16": replace(TINY, precision="bf16-mixed"),
