@@ -17,9 +17,8 @@ PAPER = Setting(SVD, (576, 1024), 2, "bf16-mixed", gradient_checkpointing=True, 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-bf16", "tiny-checkpointing", "tiny-lora", "tiny-accumulate"])
 def test_memory_is_as_foretold(name):
-    assert (
-        _one(name, replace(SETTINGS[name], batch_size=4)).error < 0.15
-    )  # nothing here; CPUs without bf16 units convert in between
+    """To the byte nearly; CPUs without units for bf16 convert in between."""
+    assert _one(name, replace(SETTINGS[name], batch_size=4)).error < 0.15
 
 
 def test_strategies_share_what_they_share():
