@@ -50,7 +50,7 @@ class LossGuard(L.Callback):
             )
         self.path, self.spike, self.window, self.patience, self.every = Path(path), spike, window, patience, every
         self.losses: list[float] = []  # of the last steps that were taken
-        self.left_out: list[int] = []  # their numbers
+        self.left_out: list[int] = []  # numbers of the steps that were not
         self._limit = float("inf")
         self._losses: list[Tensor] = []  # of the micro-batches of this step
         self._names: list[str] = []

@@ -41,7 +41,6 @@ GPUS = {  # memory in GiB, dense bfloat16 products in TFLOP/s, of the makers' da
 }
 RESERVED, FRAGMENTED = 1.5, 0.05  # GiB for CUDA, cuDNN and NCCL; share of the rest that the allocator cannot use
 TYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
-EMBEDDING_AHEAD = 1  # image tokens
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,12 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
     editor.check_size(setting.size)
     if true == "true":
         editor.to(TYPES[kind])
+        if editor.vae.config.force_upcast:  # as the editor itself does before it encodes, which fake weights forbid
+            editor.vae.float()
     with _fake(editor, on_cpu):
-        batch = empty_batch(editor, setting)
+        batch = empty_batch(setting)
+        if setting.cached:
+            batch = editor.with_latents(batch)
         live, counter = LiveBytes(), CountedOperations()
         for tensor in (*editor.parameters(), *editor.buffers()):
             live.add(tensor)
@@ -164,7 +167,7 @@ def editor_of(setting: Setting) -> FramePainter:
     if setting.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     scheduler = EulerDiscreteScheduler(sigma_min=0.002, sigma_max=700.0)  # of which an editor takes the range alone
-    draws = setting.augmentation_draws
+    draws = setting.augmentation_draws if setting.cached else None  # without a disk they cost what new noise does
     parts = unet, control_encoder, networks["vae"], networks["image_encoder"]
     return FramePainter(*parts, scheduler, augmentation_draws=draws).float().train()
 
@@ -196,36 +199,27 @@ def _fake(model: nn.Module, on_cpu: bool) -> Iterator[None]:
         specialise._ROWS = rows
 
 
-def empty_batch(editor: FramePainter, setting: Setting) -> EditBatch:
-    """Sketches with tracks; with `cached`, what comes from disk beside them."""
+def empty_batch(setting: Setting) -> EditBatch:
+    """Sketches with tracks."""
     count, (height, width) = setting.batch_size, setting.size
-    image = (count, 3, height, width)
-    grid = count, height // TRACK_STRIDE, width // TRACK_STRIDE
-    batch = EditBatch(
+    image, grid = (count, 3, height, width), (height // TRACK_STRIDE, width // TRACK_STRIDE)
+    return EditBatch(
         source=torch.empty(image),
         name=[str(number) for number in range(count)],
         target=torch.empty(image),
         control=torch.empty(image),
-        tracks=torch.empty(count, 2, *grid[1:]),
-        visible=torch.empty(grid, dtype=torch.bool),
-    )
-    if not setting.cached:
-        return batch
-    stride, channels = editor.vae_stride, editor.vae.config.latent_channels
-    latents, draws = (channels, height // stride, width // stride), setting.augmentation_draws
-    return replace(
-        batch,
-        latents=torch.empty(count, 2, *latents),
-        embedding=torch.empty(count, EMBEDDING_AHEAD, editor.image_encoder.config.projection_dim),
-        image_latents=None if draws is None else torch.empty(count, draws, *latents),
-        augmentation=None if draws is None else torch.empty(count, draws),
+        tracks=torch.empty(count, 2, *grid),
+        visible=torch.empty(count, *grid, dtype=torch.bool),
     )
 
 
-def cheaper(setting: Setting, memory: float) -> Iterator[tuple[str, int]]:
+def cheaper(setting: Setting, least: int, memory: float) -> Iterator[tuple[str, int]]:
     """What to change when memory runs out: words of the command line and the bytes with them and those before.
 
     What saves less than a hundredth is left out; ends with the first that fits `memory` GiB.
+
+    Args:
+        least: bytes that the setting takes as it is.
     """
     whole = setting.batch_size * setting.accumulate
     changes: list[tuple[str, dict[str, Any]]] = [
@@ -240,7 +234,6 @@ def cheaper(setting: Setting, memory: float) -> Iterator[tuple[str, int]]:
             for trains in ("temporal", "lora", "matching+control")
         ),
     ]
-    least = footprint(setting).peak
     for words, change in changes:
         other = replace(setting, **change)
         peak = footprint(other).peak
@@ -337,7 +330,7 @@ def report(setting: Setting, steps: int, gpu: str, utilisation: float) -> Sequen
     lines += [f"  {name:<38}{value / GIB:9.2f}" for name, value in parts.items() if value]
     lines += ["", f"{'It fits' if fits(cost.peak, memory) else 'It does not fit'}: {_room(memory)}."]
     if not fits(cost.peak, memory):
-        lines += list(_remedies(setting, memory))
+        lines += list(_remedies(setting, cost.peak, memory))
     each = seconds(cost.operations, tflops, utilisation)
     pace = f"{utilisation:.0%} of {tflops} TFLOP/s"
     lines += ["", f"{cost.operations / 1e12:.1f} TFLOP a step and process: {each:.2g} s at {pace}"]
@@ -351,10 +344,10 @@ def _room(memory: float) -> str:
     return f"of {memory} GiB the driver and libraries take {RESERVED}, {lost}"
 
 
-def _remedies(setting: Setting, memory: float) -> Iterator[str]:
+def _remedies(setting: Setting, least: int, memory: float) -> Iterator[str]:
     yield "What to add, in this order:"
-    peak = 0
-    for words, peak in cheaper(setting, memory):
+    peak = least
+    for words, peak in cheaper(setting, least, memory):
         yield f"  {words:<62}{peak / GIB:9.2f} GiB{', fits' if fits(peak, memory) else ''}"
-    if not (peak and fits(peak, memory)):
+    if not fits(peak, memory):
         yield "None of that is enough: take a smaller --data.size, or a larger GPU."

@@ -31,7 +31,7 @@ RUN = [
 
 def start(out: Path, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "fp_lightning", *RUN, f"--trainer.default_root_dir={out}", *options]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen) -> str:

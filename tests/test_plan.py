@@ -32,6 +32,14 @@ def test_strategies_share_what_they_share():
     assert footprint(replace(TINY, ema=True)).peak == alone.peak + alone.trained
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_half_precision_halves_what_trains_and_the_vae_stays_whole(cached):
+    setting = replace(TINY, cached=cached, augmentation_draws=4)
+    whole, half = footprint(setting), footprint(replace(setting, precision="bf16-true"))
+    assert half.trained == whole.trained // 2 and half.optimiser == whole.optimiser // 2
+    assert whole.frozen // 2 < half.frozen < whole.frozen
+
+
 def test_operations_grow_with_samples_and_micro_batches():
     one = footprint(replace(TINY, batch_size=1)).operations
     assert footprint(replace(TINY, batch_size=4)).operations == pytest.approx(4 * one, rel=0.01)
@@ -42,7 +50,7 @@ def test_operations_grow_with_samples_and_micro_batches():
 def test_what_saves_memory_is_named_until_it_fits():
     peak = footprint(TINY).peak
     room = 1.5 + 0.4 * peak / GIB / 0.95  # GiB, with the reserve
-    said = list(cheaper(TINY, room))
+    said = list(cheaper(TINY, peak, room))
     assert said[0][0] == "--model.editor.gradient_checkpointing true"
     assert [peak for _, peak in said] == sorted((peak for _, peak in said), reverse=True)
     assert fits(said[-1][1], room) and not any(fits(peak, room) for _, peak in said[:-1])

@@ -46,7 +46,9 @@ def plan(rounds: int) -> list[Result]:
 def _one(name: str, setting: Setting) -> Result:
     foretold = footprint(setting, on_cpu=True).peak
     editor = filled(editor_of(setting), device="cpu").train()
-    batch = empty_batch(editor, setting).map(torch.zeros_like)
+    batch = empty_batch(setting).map(torch.zeros_like)
+    if setting.cached:
+        batch = editor.with_latents(batch)
     trained = [p for p in editor.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, fused=True)
 

@@ -7,9 +7,9 @@ import torch
 from fp_lightning.bench.measure import Result, compare
 from fp_lightning.bench.networks import DEVICE, full_editor
 from fp_lightning.editor import FramePainter, build_editor
-from fp_lightning.matching import MatchingAttnProcessor, spatial_attentions
 from fp_lightning.scenes import Scene
 from fp_lightning.signals.sketch import sketch
+from fp_lightning.trainable import choose_trainable
 from fp_lightning.types import EditBatch, to_unit_range
 
 SIZES = {"tiny": (64, 64), "full": (128, 192)}  # px
@@ -23,10 +23,7 @@ def train_step(rounds: int) -> list[Result]:
     result = [_step("train-step/tiny", tiny.to(DEVICE), SIZES["tiny"], BATCH["tiny"], rounds)]
     full = full_editor()
     full.augmentation_draws = 4
-    full.unet.requires_grad_(False)
-    for attn in spatial_attentions(full.unet).values():
-        if isinstance(attn.processor, MatchingAttnProcessor):
-            attn.processor.requires_grad_(True)
+    choose_trainable(full.unet, full.control_encoder, "matching+control")
     return [*result, _step("train-step/full", full, SIZES["full"], BATCH["full"], rounds)]
 
 
