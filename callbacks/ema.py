@@ -83,6 +83,10 @@ class TrainableEMA(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._take_back(pl_module)
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint written within a validation holds the weights that train, not their average."""
+        checkpoint["state_dict"].update(self._lent or {})
+
     def state_dict(self) -> dict[str, Any]:
         return {"average": self.average, "steps": self.steps}
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.loops.progress import _BatchProgress
 
 NAME = "last"
 
@@ -17,7 +21,10 @@ class LastCheckpoint(ModelCheckpoint):
     """Writes `last.ckpt` after every validation, after the last of `max_steps` steps, and after a step with SIGTERM.
 
     Lightning's `save_last` skips a validation that was not the best, and whatever trains after the last validation.
-    SIGTERM is how SLURM and clouds announce that a machine is about to be taken away.
+    SIGTERM is how SLURM and clouds announce that a machine is about to be taken away; where a SLURM job asks for
+    SIGUSR1 before its end, Lightning writes a checkpoint at that signal and queues the job again. Either waits here
+    for the end of the optimiser step, or of a validation's batch, on which all processes agree: a run that goes on
+    from there is the run that was not stopped. A validation that was cut short is made anew.
 
     Args:
         dirpath: folder of the checkpoint.
@@ -25,6 +32,20 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, dirpath: str | Path) -> None:
         super().__init__(dirpath=dirpath, filename=NAME, enable_version_counter=False)
+        self._asked = 0  # number of the signal
+        self._before: dict[int, Callable[[int, None], Any]] = {}  # what Lightning does at a signal
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._asked = 0
+        if threading.current_thread() is threading.main_thread():  # Lightning puts the handlers of before back
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                if callable(before := signal.getsignal(number)):
+                    self._before[number] = before
+                    signal.signal(number, self._hear)
+
+    def _hear(self, number: int, _: Any) -> None:
+        self._asked = max(self._asked, number)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -32,19 +53,47 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if trainer.global_step == trainer.max_steps:
             self._write(trainer)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Lightning numbers steps on from a checkpoint as from one of a validation's end, so this leaves such a one."""
-        if not isinstance(exception, SIGTERMException) or trainer.state.fn != TrainerFn.FITTING:
             return
         loop = trainer.fit_loop.epoch_loop
-        if trainer.validating:  # it is not finished when the run goes on
-            loop.val_loop.increment_progress_to_evaluation_end()
-        else:
-            loop._batches_that_stepped -= 1
-        self._write(trainer)
+        assert trainer.fit_loop._data_fetcher is not None
+        validates = loop._should_check_val_fx(trainer.fit_loop._data_fetcher) and not loop.val_loop.skip
+        if not validates and not loop._should_accumulate():
+            self._obey(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            with to_be_made_anew(trainer.fit_loop.epoch_loop.val_loop.batch_progress):
+                self._obey(trainer)
+
+    def _obey(self, trainer: L.Trainer) -> None:
+        """Does what the signal asks for that any of the processes has heard."""
+        number = self._asked
+        if trainer.world_size > 1:
+            heard = torch.tensor(float(number), device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(heard, reduce_op="max"))
+        self._asked = 0
+        if number == signal.SIGTERM:
+            self._write(trainer)
+            trainer._signal_connector.received_sigterm = True  # Lightning logs the step and ends
+        if number:
+            self._before[number](number, None)
 
     def _write(self, trainer: L.Trainer) -> None:
         if not getattr(trainer, "fast_dev_run", False):
             assert self.dirpath is not None, "it is given"
             trainer.save_checkpoint(Path(self.dirpath) / f"{NAME}{self.FILE_EXTENSION}")
+
+
+@contextmanager
+def to_be_made_anew(progress: _BatchProgress) -> Iterator[None]:
+    """Meanwhile a validation has progressed no further than into its first batch, where Lightning starts it again."""
+    state = progress.state_dict()
+    done = state["total"]["completed"]
+    begun = [
+        {"ready": number + 1, "started": number + 1, "processed": number, "completed": number} for number in (done, 0)
+    ]
+    progress.load_state_dict({**state, "total": begun[0], "current": begun[1]})
+    try:
+        yield
+    finally:
+        progress.load_state_dict(state)
