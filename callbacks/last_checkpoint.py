@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.progress import _BatchProgress
 
+from fp_lightning.errors import InputError
+
 NAME = "last"
 
 
@@ -34,6 +36,26 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(dirpath=dirpath, filename=NAME, enable_version_counter=False)
         self._asked = 0  # number of the signal
         self._before: dict[int, Callable[[int, None], Any]] = {}  # what Lightning does at a signal
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Tells Lightning how far into its epoch a run is that goes on with other batches or another number of ranks.
+
+        Raises:
+            InputError: the data is another, or no whole number of steps of this run comes to where that one was.
+        """
+        data = getattr(trainer, "datamodule", None)
+        if trainer.state.fn != "fit" or data is None:
+            return
+        loop, loader, steps = checkpoint["loops"]["fit_loop"], data.train_dataloader(), trainer.accumulate_grad_batches
+        for state in loop["state_dict"].get("combined_loader", []):
+            batches, current = loader.batches(state), loop["epoch_loop.batch_progress"]["current"]
+            if batches % steps:
+                raise InputError(
+                    f"the checkpoint is {batches} batches into an epoch, no multiple of "
+                    f"trainer.accumulate_grad_batches {steps}; choose one that divides it"
+                )
+            reached = batches or (len(loader) if current["ready"] else 0)
+            current.update({name: value + reached - current["ready"] for name, value in current.items()})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

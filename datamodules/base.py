@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +150,12 @@ class EditDataModule(L.LightningDataModule):
     def _mirrored(self, split: Split, count: int) -> bool:
         return self.flip and split == "train" and np.random.default_rng([self.seed, count]).random() < 0.5
 
+    def fingerprint(self) -> str:
+        """Of the training samples and their order: a run that goes on needs the same."""
+        assert self.store is not None, "setup comes first"
+        names = [self.store.name(index) for index in self.indices["train"]]
+        return hashlib.sha256("\n".join([str(self.seed), *names]).encode()).hexdigest()
+
     def unlatented(self, keys: Set[str]) -> Unlatented:
         """What `fit` will look for in `store_of_latents` and is not among `keys`."""
         return Unlatented(self, keys)
@@ -200,13 +207,15 @@ class EditDataModule(L.LightningDataModule):
             share = ShareSampler(len(samples), rank, world, even=self._forward_is_collective())
             return EditLoader(samples, batch_size=self.batch_size, sampler=share, **options)
         order = EpochSampler(len(samples), self.seed, rank, world)
-        return ResumableLoader(
+        loader = ResumableLoader(
             samples,
             batch_size=self.batch_size,
             sampler=order,
             drop_last=len(order) >= self.batch_size,
             **options,
         )
+        loader.fingerprint = self.fingerprint()
+        return loader
 
     def _forward_is_collective(self) -> bool:
         """Whether a forward pass waits for the other ranks: not in DDP outside of `fit`, where Lightning leaves

@@ -101,7 +101,10 @@ class SceneClipDataModule(L.LightningDataModule):
         }
         batches = _Batches(self, split)
         if split == "train":
-            return ResumableLoader(batches, sampler=EpochSampler(len(batches), self.seed, rank, world), **options)
+            order = EpochSampler(len(batches), self.seed, rank, world)
+            loader = ResumableLoader(batches, sampler=order, **options)
+            loader.fingerprint = f"clips {self.seed} {len(batches)} {self.frames} {sorted(self.content.items())}"
+            return loader
         return DataLoader(batches, sampler=ShareSampler(len(batches), rank, world, even=world > 1), **options)
 
     def __getstate__(self) -> dict:

@@ -19,7 +19,7 @@ class EpochSampler(DistributedSampler[int]):
     number of workers. Lightning calls `set_epoch`, so a resumed run goes on where it was, and leaves
     a DistributedSampler as it is. Every rank has equally many; a remainder waits for another epoch.
     An epoch counts once its first index is taken: a loader with worker processes asks for two iterators
-    and drops one.
+    and drops one. `skip` samples of all ranks are left out of the next epoch.
     """
 
     def __init__(self, length: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -36,8 +36,8 @@ class EpochSampler(DistributedSampler[int]):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
         start, self.epoch = self.epoch * self.length, self.epoch + 1
         skip, self.skip = self.skip, 0
-        mine = order[self.rank :: self.world][: len(self)]
-        yield from (start + int(index) for index in mine[skip:])
+        mine = order[skip + self.rank :: self.world][: (self.length - skip) // self.world]
+        yield from (start + int(index) for index in mine)
 
 
 class ShareSampler(DistributedSampler[int]):
@@ -82,20 +82,45 @@ class EditLoader(DataLoader[Any]):
 class ResumableLoader(EditLoader):
     """A loader that a checkpoint taken within an epoch resumes at its next batch; Lightning keeps the state.
 
-    Without a batch size every item of the data set is a batch.
+    The state counts the samples of all ranks, so that another number of ranks goes on where these were. Without a
+    batch size every item of the data set is a batch.
     """
 
     sampler: EpochSampler
     given = 0  # batches of this epoch
+    fingerprint = ""  # of what it loads
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self.given = self.sampler.skip // (self.batch_size or 1)
+        self.given = self.sampler.skip // self.share
         for batch in super().__iter__():
             self.given += 1
             yield batch
 
+    @property
+    def share(self) -> int:
+        """Samples in a batch of every rank together."""
+        return (self.batch_size or 1) * self.sampler.world
+
+    def batches(self, state: dict[str, Any]) -> int:
+        """After how many of its batches of an epoch a state is; 0 at an epoch's end.
+
+        Raises:
+            InputError: the state is of other data, or of a number of samples that is no multiple of its own.
+        """
+        if state["fingerprint"] != self.fingerprint:
+            raise InputError(
+                "the checkpoint was trained on other data; go on with that, or make an editor of it with `fp-lightning "
+                "convert checkpoint` and train it anew as --model.editor.model"
+            )
+        if state["samples"] % self.share:
+            raise InputError(
+                f"the checkpoint is {state['samples']} samples into an epoch, no multiple of {self.sampler.world} "
+                f"processes with data.batch_size {self.batch_size or 1}; choose the two so that it is one"
+            )
+        return state["samples"] // self.share
+
     def state_dict(self) -> dict[str, Any]:
-        return {"given": self.given % max(1, len(self))}
+        return {"samples": self.given % max(1, len(self)) * self.share, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sampler.skip = state["given"] * (self.batch_size or 1)
+        self.sampler.skip = self.batches(state) * self.share

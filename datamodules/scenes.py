@@ -62,6 +62,9 @@ class SceneDataModule(EditDataModule):
     def length(self, split: Split) -> int:
         return self.samples[split]
 
+    def fingerprint(self) -> str:
+        return f"scenes {self.seed} {self.samples['train']} {sorted(self.content.items())}"
+
     def pair(self, split: Split, count: int) -> tuple[str, VideoPair]:
         return f"{split}-{count}", self._scene(split, count).pair(stride=self.stride)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from einops import rearrange
 from torch import Tensor
 from torchmetrics import Metric
 
+from fp_lightning import edm
 from fp_lightning.editor import NOISE_AUGMENTATION, FramePainter
-from fp_lightning.edm import seeded_generator
+from fp_lightning.edm import seeded_generators
 from fp_lightning.matching import Correspondence, CrossFrameAttnProcessor, MatchingAttnProcessor, spatial_attentions
 from fp_lightning.scores import EXACT
 from fp_lightning.types import MOVING_WIDTH, EditBatch, to_uint8
@@ -49,7 +51,7 @@ class CorrespondenceMetrics(Metric):
         self.add_state("sums", torch.zeros(len(self.layers), 2 + len(WITHIN), dtype=EXACT), dist_reduce_fx="sum")
 
     @torch.no_grad()
-    def update(self, editor: FramePainter, batch: EditBatch, generators: Sequence[torch.Generator]) -> None:
+    def update(self, editor: FramePainter, batch: EditBatch, generators: edm.Generators) -> None:
         """Adds the tokens of a batch with tracks; does nothing where the network has no attention between frames.
 
         Args:
@@ -107,9 +109,7 @@ class Seen:
 
 
 @torch.no_grad()
-def probe(
-    editor: FramePainter, batch: EditBatch, sigma: float, generators: Sequence[torch.Generator]
-) -> Iterator[Seen]:
+def probe(editor: FramePainter, batch: EditBatch, sigma: float, generators: edm.Generators) -> Iterator[Seen]:
     """One call of the network on the true pairs with noise of level `sigma`; what its attention between frames asks.
 
     Of matching attention it is the branch's, of cross-frame attention that of the target's tokens. Nothing where the
@@ -123,7 +123,7 @@ def probe(
     assert batch.target is not None, "the true pair is looked at"
 
     def normal(shape: Sequence[int]) -> Tensor:
-        return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(device)
+        return edm.drawn(partial(torch.randn, tuple(shape)), generators).to(device)
 
     augmentation = torch.full((len(batch),), NOISE_AUGMENTATION, device=device)
     condition = editor.condition(batch, normal(batch.source.shape[1:]), augmentation)
@@ -176,7 +176,7 @@ def attention_maps(
     editor: FramePainter,
     batch: EditBatch,
     points: Tensor,
-    generators: Sequence[torch.Generator],
+    generators: edm.Generators,
     sigma: float = 1.0,
 ) -> dict[str, Tensor]:
     """Where the target's tokens under some points look in the source (the paper's Figure 8), by layer.
@@ -218,7 +218,7 @@ def by_head(editor: FramePainter, batch: EditBatch, sigmas: Sequence[float], see
     truth = Correspondence(batch.tracks, batch.visible, size)
     rows: list[dict[str, Any]] = []
     for sigma in sigmas:
-        noise = [seeded_generator(seed, "correspondence", name) for name in batch.name]
+        noise = seeded_generators(batch.name, seed, "correspondence")
         for seen in probe(editor, batch, sigma, noise):
             index = truth.source_index(seen.tokens)
             for head in range(seen.query.shape[1]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -292,25 +293,28 @@ class FramePainter(nn.Module):
         images = torch.stack([batch.source, target], 1)
         return self.encode(images.flatten(0, 1)).unflatten(0, (len(batch), 2))
 
-    def _training_condition(self, batch: EditBatch, generator: torch.Generator | None) -> Condition:
+    def _training_condition(self, batch: EditBatch, generators: edm.Generators) -> Condition:
         """The condition with new noise on the source, or with one of the sample's own."""
         count, device = len(batch), batch.source.device
         if self.augmentation_draws is None:
-            level = edm.log_normal((count,), self.augmentation_mean, self.augmentation_std, generator)
-            noise = torch.randn(batch.source.shape, generator=generator)
+            level = edm.drawn(self._augmentation_level, generators)
+            noise = edm.drawn(partial(torch.randn, batch.source.shape[1:]), generators)
             return self.condition(batch, uploaded(noise, device), uploaded(level, device))
-        draw = torch.randint(self.augmentation_draws, (count,), generator=generator)
+        draw = edm.drawn(partial(torch.randint, self.augmentation_draws, ()), generators)
         if batch.image_latents is None or batch.augmentation is None:
             return self.condition(batch, *self._drawn(batch, draw.tolist()))
         chosen = torch.arange(count, device=device), uploaded(draw, device)
         return self._condition(batch, batch.image_latents[chosen], batch.augmentation[chosen])
+
+    def _augmentation_level(self, generator: torch.Generator | None) -> Tensor:
+        return edm.log_normal((), self.augmentation_mean, self.augmentation_std, generator)
 
     def _drawn(self, batch: EditBatch, draws: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Each sample's own noise of the given number, [b, 3, h, w], and its level [b]."""
         noises, levels = [], []
         for name, draw in zip(batch.name, draws, strict=True):
             generator = edm.seeded_generator("augmentation", name, draw)
-            levels.append(edm.log_normal((), self.augmentation_mean, self.augmentation_std, generator))
+            levels.append(self._augmentation_level(generator))
             noises.append(torch.randn(batch.source.shape[1:], generator=generator))
         device = batch.source.device
         return uploaded(torch.stack(noises), device), uploaded(torch.stack(levels), device)
@@ -336,23 +340,25 @@ class FramePainter(nn.Module):
             levels.append(level)
         return replace(made, image_latents=torch.stack(encoded, 1), augmentation=torch.stack(levels, 1))
 
-    def losses(self, batch: EditBatch, generator: torch.Generator | None = None) -> Losses:
+    def losses(self, batch: EditBatch, generators: edm.Generators | None = None) -> Losses:
         """The training losses of one batch (Eq. 8).
 
         Args:
             batch: with target, and control, points, both or neither; the matching loss needs tracks and
                 visible, and is 0 without them or where the attention has no matching branch.
-            generator: on the CPU; the same one gives the same losses on every device.
+            generators: one a sample, on the CPU; the same ones give the same losses on every device, and a sample
+                the same noise in any batch. None draws new noise.
         """
+        generators = generators or [None] * len(batch)
         if batch.target is None:
             raise ValueError("losses need a batch with target")
-        condition = self._training_condition(batch, generator)
+        condition = self._training_condition(batch, generators)
         latents = self._latents(batch, batch.target) if batch.latents is None else batch.latents
         correspondence = None
         if self.matching_weight and batch.tracks is not None and batch.visible is not None:
             height, width = batch.source.shape[-2:]
             correspondence = Correspondence(batch.tracks, batch.visible, (height, width))
-        error, layers = self.denoising_error(latents, condition, generator, correspondence)
+        error, layers = self.denoising_error(latents, condition, generators, correspondence)
         diffusion = (error if self.reconstruct_source else error[:, 1:]).mean()
         matching = torch.stack(list(layers.values())).mean() if layers else diffusion.new_zeros(())
         return Losses(diffusion + self.matching_weight * matching, diffusion, matching)
@@ -361,7 +367,7 @@ class FramePainter(nn.Module):
         self,
         latents: Tensor,
         condition: Condition,
-        generator: torch.Generator | None = None,
+        generators: edm.Generators,
         correspondence: Correspondence | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The EDM-weighted squared error of each latent, [b, f, 4, h, w], and the layers' matching losses.
@@ -371,15 +377,16 @@ class FramePainter(nn.Module):
         Args:
             latents: [b, f, 4, h, w] of the frames, not scaled; a number of frames other than two has no control.
             condition: what is told of them.
-            generator: on the CPU.
+            generators: one a sample, on the CPU.
             correspondence: asks for the matching losses.
         """
-        count, device = len(latents), latents.device
-        r, p = uploaded(torch.rand(count, generator=generator), device), self.dropout
+        device = latents.device
+        r, p = uploaded(edm.drawn(partial(torch.rand, ()), generators), device), self.dropout
         condition = condition.dropped(r < 2 * p, (r >= p) & (r < 3 * p), (r >= p) & (r < 2 * p))
         clean = latents * self.vae.config.scaling_factor
-        sigma = uploaded(edm.log_normal((count,), self.sigma_mean, self.sigma_std, generator), device)
-        noise = uploaded(torch.randn(tuple(clean.shape), generator=generator), device)
+        levels = edm.drawn(partial(edm.log_normal, (), self.sigma_mean, self.sigma_std), generators)
+        sigma = uploaded(levels, device)
+        noise = uploaded(edm.drawn(partial(torch.randn, tuple(clean.shape[1:])), generators), device)
         levels = sigma.view(-1, 1, 1, 1, 1)
         denoised, layers = self.denoise(clean + levels * noise, sigma, condition, correspondence)
         return edm.loss_weight(levels) * (denoised - clean).square(), layers

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+Generators = Sequence[torch.Generator | None]  # one a sample, on the CPU; None is torch's own
 
 
 class Scalings(NamedTuple):
@@ -38,6 +41,16 @@ def seeded_generator(*parts: object) -> torch.Generator:
     """A CPU generator whose seed is a hash of `parts`: the same in every process, at every batch size."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+
+
+def seeded_generators(names: Iterable[str], *parts: object) -> list[torch.Generator]:
+    """The generator of each sample, seeded by `parts` and its name."""
+    return [seeded_generator(*parts, name) for name in names]
+
+
+def drawn(draw: Callable[..., Tensor], generators: Generators) -> Tensor:
+    """What `draw(generator=g)` gives for the generator of each sample, stacked: a sample's own in any batch."""
+    return torch.stack([draw(generator=generator) for generator in generators])
 
 
 def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0) -> Tensor:

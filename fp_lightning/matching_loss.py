@@ -19,9 +19,11 @@ _AT_ONCE = 2**22  # logits that the plain version holds at a time: 16 MiB
 
 
 def matching_loss(query: Tensor, key: Tensor, source_index: Tensor, form: MatchingForm = "squared") -> Tensor:
-    """‖M · (A − C)‖² (Eq. 7), or the cross-entropy of A against C, averaged over visible rows and heads.
+    """‖M · (A − C)‖² (Eq. 7), or the cross-entropy of A against C.
 
-    0 when no row is visible. Differentiable once, in query and key; float32 inside, whatever their type.
+    A sample's is the mean over its visible rows and the heads, 0 where no row is visible; of a batch, the mean of its
+    samples', so that shares of a batch average to the whole. Differentiable once, in query and key; float32 inside,
+    whatever their type.
 
     Args:
         query: [b, heads, n, d] of the target tokens; key: [b, heads, m, d] of the source tokens.
@@ -29,7 +31,7 @@ def matching_loss(query: Tensor, key: Tensor, source_index: Tensor, form: Matchi
         form: "squared" (paper) or "cross_entropy".
     """
     rows = matching_rows(query, key, source_index, form == "squared")[0]
-    return rows.sum() / ((source_index >= 0).sum() * query.shape[1]).clamp(min=1)
+    return (rows.mean(1).sum(-1) / (source_index >= 0).sum(-1).clamp(min=1)).mean()
 
 
 @torch.library.custom_op("fp_lightning::matching_rows", mutates_args=())

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from fp_lightning.correspondence import CorrespondenceMetrics, attention_maps, entropy, probe
 from fp_lightning.editor import FramePainter
-from fp_lightning.edm import seeded_generator
+from fp_lightning.edm import seeded_generators
 from fp_lightning.errors import InputError
 from fp_lightning.latents import LatentStore
 from fp_lightning.matching import spatial_attentions
@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 class FramePainterModule(AdamWModule):
     """Trains, validates and runs an editor.
 
-    All noise comes from generators seeded by (seed, what it is for, step or sample name), so a
-    resumed run draws what an uninterrupted one would, and a sample's edit is the same in any batch.
+    All noise comes from generators seeded by (seed, what it is for, sample name) and, in training, the epoch: a
+    resumed run draws what an uninterrupted one would, and a sample's noise and edit are the same in any batch, on
+    any number of processes.
 
     Args:
         editor: see `fp_lightning.editor.build_editor`.
@@ -80,10 +81,15 @@ class FramePainterModule(AdamWModule):
         data.store_of_latents = store
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
-        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        losses = self.editor.losses(batch, seeded_generator(self.seed, "train", self.global_rank, step))
+        losses = self.editor.losses(batch, seeded_generators(batch.name, self.seed, "train", self.current_epoch))
         for name in ("total", "diffusion", "matching"):
-            self.log(f"train/{name}", getattr(losses, name).detach(), batch_size=len(batch), prog_bar=name == "total")
+            self.log(
+                f"train/{name}",
+                getattr(losses, name).detach(),
+                batch_size=len(batch),
+                prog_bar=name == "total",
+                sync_dist=True,
+            )
         return losses.total
 
     def validation_step(self, batch: EditBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -96,7 +102,7 @@ class FramePainterModule(AdamWModule):
         return self._edit(batch)
 
     def _evaluate(self, batch: EditBatch, stage: str) -> dict[str, Tensor]:
-        losses = self.editor.losses(batch, seeded_generator(self.seed, stage, *batch.name))
+        losses = self.editor.losses(batch, seeded_generators(batch.name, self.seed, stage))
         for name in ("total", "diffusion", "matching"):
             self.log(f"{stage}/{name}", getattr(losses, name), batch_size=len(batch), sync_dist=True)
         if self.trainer.state.fn == "fit" and len(self.edit_metrics.per_sample()) >= self.fit_edits:
@@ -108,9 +114,7 @@ class FramePainterModule(AdamWModule):
         return {"edited": edited}
 
     def _edit(self, batch: EditBatch) -> Tensor:
-        return sample(
-            self.editor, batch, self.sampling, [seeded_generator(self.seed, "edit", name) for name in batch.name]
-        )
+        return sample(self.editor, batch, self.sampling, seeded_generators(batch.name, self.seed, "edit"))
 
     def attention_maps(self, batch: EditBatch, points: Tensor, sigma: float = 1.0) -> dict[str, Tensor]:
         """See `fp_lightning.correspondence.attention_maps`; a sample's noise is always the same."""
@@ -122,7 +126,7 @@ class FramePainterModule(AdamWModule):
         return {layer.layer: float(entropy(layer.query, layer.key).mean()) for layer in seen}
 
     def _attention_noise(self, batch: EditBatch) -> list[torch.Generator]:
-        return [seeded_generator(self.seed, "correspondence", name) for name in batch.name]
+        return seeded_generators(batch.name, self.seed, "correspondence")
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")

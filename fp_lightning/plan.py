@@ -20,6 +20,7 @@ from fp_lightning import specialise
 from fp_lightning.backbone import SHIPPED, SVD, local_folder
 from fp_lightning.counting import CountedOperations, LiveBytes
 from fp_lightning.editor import FramePainter
+from fp_lightning.edm import seeded_generators
 from fp_lightning.errors import InputError
 from fp_lightning.folders import empty_networks
 from fp_lightning.matching import AttentionKind
@@ -127,7 +128,7 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
         with live, counter:
             for _ in range(min(2, setting.accumulate)):  # from the second on gradients wait from the first
                 with autocast:
-                    loss = editor.losses(batch, torch.Generator().manual_seed(0)).total
+                    loss = editor.losses(batch, seeded_generators(batch.name, 0)).total
                 loss.backward()
         trained = [p for p in editor.parameters() if p.requires_grad]
         ours, all_ours = sum(p.nbytes for p in trained), sum(p.numel() for p in trained)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from torch import Tensor
 from fp_lightning import edm
 from fp_lightning.condition import Condition
 from fp_lightning.editor import NOISE_AUGMENTATION, FramePainter
-from fp_lightning.edm import seeded_generator
+from fp_lightning.edm import seeded_generator, seeded_generators
 from fp_lightning.errors import InputError
 from fp_lightning.optimiser import AdamWModule, Schedule, check_last_validation
 from fp_lightning.pairs.flow import dis_flow
@@ -76,19 +78,19 @@ class VideoPriorModule(AdamWModule):
         check_last_validation(self.trainer)
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        loss = self.loss(batch, seeded_generator(self.seed, "train", self.global_rank, step))
+        loss = self.loss(batch, seeded_generators(batch.name, self.seed, "train", self.current_epoch))
         self.log("train/total", loss.detach(), batch_size=len(batch), prog_bar=True)
         return loss
 
-    def loss(self, batch: ClipBatch, generator: torch.Generator | None = None) -> Tensor:
+    def loss(self, batch: ClipBatch, generators: edm.Generators) -> Tensor:
         """The diffusion loss (Eq. 1 in EDM form) over all frames of the clips."""
-        editor, count = self.editor, len(batch)
-        level = edm.log_normal((count,), editor.augmentation_mean, editor.augmentation_std, generator)
-        noise = torch.randn(batch.frames[:, 0].shape, generator=generator)
+        editor = self.editor
+        levels = partial(edm.log_normal, (), editor.augmentation_mean, editor.augmentation_std)
+        level = edm.drawn(levels, generators)
+        noise = edm.drawn(partial(torch.randn, batch.frames.shape[2:]), generators)
         condition = self.condition(batch.frames[:, 0], batch.motion, batch.frames.shape[1], noise, level)
         latents = self._encode(batch.frames.flatten(0, 1)).unflatten(0, batch.frames.shape[:2])
-        return editor.denoising_error(latents, condition, generator)[0].mean()
+        return editor.denoising_error(latents, condition, generators)[0].mean()
 
     def condition(self, first: Tensor, motion: Tensor, frames: int, noise: Tensor, level: Tensor) -> Condition:
         """What the network is told of clips.
@@ -142,7 +144,7 @@ class VideoPriorModule(AdamWModule):
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         frames = batch.frames.shape[1]
-        loss = self.loss(batch, seeded_generator(self.seed, "val", *batch.name))
+        loss = self.loss(batch, seeded_generators(batch.name, self.seed, "val"))
         self.log("val/total", loss, batch_size=len(batch), sync_dist=True)
         wanted = min(len(batch), self.generated - self._counts.get(frames, 0))
         if wanted <= 0 or not self.trainer.is_global_zero:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ def guided(editor: FramePainter, condition: Condition, weights: Sequence[float],
 
 
 def prepare(
-    editor: FramePainter, batch: EditBatch, settings: Sampling, generators: Sequence[torch.Generator]
+    editor: FramePainter, batch: EditBatch, settings: Sampling, generators: edm.Generators
 ) -> tuple[Condition, list[float], Tensor, Tensor]:
     """What a solver starts from: the condition, the guidance weights, the noise levels, the state at the first of them.
 
@@ -104,7 +105,7 @@ def prepare(
     device, stride = batch.source.device, editor.vae_stride
 
     def normal(shape: tuple[int, ...]) -> Tensor:
-        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+        return edm.drawn(partial(torch.randn, shape), generators).to(device)
 
     augmentation = torch.full((len(batch),), NOISE_AUGMENTATION, device=device)
     condition = editor.condition(batch, normal((3, height, width)), augmentation, settings.control_scale)
@@ -120,7 +121,7 @@ def sample_latents(
     editor: FramePainter,
     batch: EditBatch,
     settings: Sampling,
-    generators: Sequence[torch.Generator],
+    generators: edm.Generators,
     progress: Progress | None = None,
 ) -> Tensor:
     """Scaled latents [b, 2, 4, h, w] of the source and of the edit.
@@ -141,7 +142,7 @@ def sample(
     editor: FramePainter,
     batch: EditBatch,
     settings: Sampling,
-    generators: Sequence[torch.Generator],
+    generators: edm.Generators,
     progress: Progress | None = None,
 ) -> Tensor:
     """Edited images [b, 3, h, w] in [-1, 1]; see `sample_latents`."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fp_lightning.backbone import Backbone
-from fp_lightning.editor import FramePainter
+from fp_lightning.editor import FramePainter, Losses
+from fp_lightning.edm import seeded_generators
 from fp_lightning.scenes import Scene
 from fp_lightning.signals.sketch import sketch
 from fp_lightning.tiny import tiny_control_encoder, tiny_image_encoder, tiny_scheduler, tiny_unet, tiny_vae, write_tiny
@@ -45,6 +46,11 @@ def make_batch(count: int = 2, size: int = 64, first_seed: int = 0, points: int 
             )
         )
     return EditBatch.cat(samples)
+
+
+def losses_of(editor: FramePainter, batch: EditBatch, seed: int = 0) -> Losses:
+    """With the samples' own noise."""
+    return editor.losses(batch, seeded_generators(batch.name, seed))
 
 
 def make_editor(

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import make_batch, make_editor
+from conftest import losses_of, make_batch, make_editor
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -306,7 +306,7 @@ def test_throughput_is_logged_with_the_operations_of_a_step(tmp_path):
     batch = next(iter(data.train_dataloader()))
     module.zero_grad()
     with FlopCounterMode(display=False) as counter:
-        module.editor.losses(batch, torch.Generator().manual_seed(0)).total.backward()
+        losses_of(module.editor, batch).total.backward()
     assert watch.flops == pytest.approx(counter.get_total_flops(), rel=0.05)  # how many rows are visible differs
 
 
@@ -316,7 +316,7 @@ def test_counting_operations_changes_no_bit_and_counts_as_torch_does():
     def gradients(counter) -> list[torch.Tensor]:
         editor = make_editor().train()
         with counter:
-            editor.losses(batch, torch.Generator().manual_seed(0)).total.backward()
+            losses_of(editor, batch).total.backward()
         return [p.grad for p in editor.parameters() if p.grad is not None]
 
     counted, torchs = CountedOperations(), FlopCounterMode(display=False)

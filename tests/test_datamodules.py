@@ -3,7 +3,7 @@
 import json
 import logging
 import pickle
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ from datamodules import (
     SketchDataModule,
 )
 from datamodules.base import flipped
-from datamodules.loaders import EpochSampler, ShareSampler
+from datamodules.loaders import EpochSampler, ResumableLoader, ShareSampler
 from datamodules.scenes import scene_seed
 from datamodules.signals import Coarse, Points, Sketch
 from datamodules.splits import split_videos
@@ -599,9 +599,40 @@ def test_ranks_share_an_epoch_without_overlap(length):
 
 def test_a_loader_goes_on_after_the_batches_it_gave(stored):
     whole = names(module(stored, val_fraction=0, test_fraction=0).train_dataloader())
-    loader = module(stored, val_fraction=0, test_fraction=0).train_dataloader()
-    loader.load_state_dict({"given": 2})
-    assert names(loader) == whole[4:]
+    first, second = (module(stored, val_fraction=0, test_fraction=0).train_dataloader() for _ in range(2))
+    given = [name for batch in islice(first, 2) for name in batch.name]
+    second.load_state_dict(first.state_dict())
+    assert given + names(second) == whole
+
+
+def rank_loader(data: SceneDataModule, rank: int, world: int) -> ResumableLoader:
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+    return data.train_dataloader()
+
+
+@pytest.mark.parametrize(("world", "batch_size", "batches"), [(1, 2, 4), (2, 2, 2), (4, 1, 2), (4, 2, 1), (1, 8, 1)])
+def test_another_number_of_ranks_goes_on_without_losing_or_repeating_a_sample(world, batch_size, batches):
+    """Two ranks that each have given two batches of two, of an epoch of 18 samples."""
+    firsts = [rank_loader(SceneDataModule((32, 32), batch_size=2, train_samples=18), rank, 2) for rank in range(2)]
+    given = [name for loader in firsts for batch in islice(loader, 2) for name in batch.name]
+    state = firsts[0].state_dict()
+    assert state == firsts[1].state_dict() and state["samples"] == 8
+    rest = []
+    for rank in range(world):
+        loader = rank_loader(SceneDataModule((32, 32), batch_size=batch_size, train_samples=18), rank, world)
+        assert loader.batches(state) == batches
+        loader.load_state_dict(state)
+        rest += names(loader)
+    assert len(set(given + rest)) == len(given + rest) == 8 + len(loader) * loader.share - batches * loader.share
+
+
+def test_a_loader_refuses_where_it_cannot_go_on():
+    data = SceneDataModule((32, 32), batch_size=2, train_samples=18)
+    state = {"samples": 8, "fingerprint": data.fingerprint()}
+    with pytest.raises(InputError, match="other data"):
+        SceneDataModule((32, 32), batch_size=2, train_samples=18, seed=1).train_dataloader().load_state_dict(state)
+    with pytest.raises(InputError, match=r"8 samples into an epoch, no multiple of 1 processes with data.batch_size 3"):
+        SceneDataModule((32, 32), batch_size=3, train_samples=18).train_dataloader().load_state_dict(state)
 
 
 @pytest.mark.parametrize(("length", "world"), [(9, 2), (8, 2), (7, 3)])

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from conftest import make_batch, make_editor
+from conftest import losses_of, make_batch, make_editor
 
 from fp_lightning.condition import Condition
 from fp_lightning.control import ControlEncoder
@@ -44,7 +44,7 @@ def test_frozen_parts_are_bit_identical_after_steps():
     optimizer = torch.optim.AdamW([p for p in editor.parameters() if p.requires_grad], lr=1e-2)
     for step in range(2):
         optimizer.zero_grad()
-        editor.losses(make_batch(), torch.Generator().manual_seed(step)).total.backward()
+        losses_of(editor, make_batch(), step).total.backward()
         optimizer.step()
     after = [p for part in editor.frozen for p in part.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -58,14 +58,14 @@ def test_frozen_parts_stay_in_evaluation_mode():
 
 def test_every_trainable_weight_gets_a_gradient():
     editor = make_editor().train()
-    editor.losses(make_batch(), torch.Generator().manual_seed(0)).total.backward()
+    losses_of(editor, make_batch()).total.backward()
     unused = [n for n, p in editor.named_parameters() if p.requires_grad and p.grad is None]
     assert unused == []
 
 
 def test_losses_repeat_with_the_generator():
     editor, batch = make_editor(), make_batch()
-    first, again, other = (editor.losses(batch, torch.Generator().manual_seed(s)).total for s in (1, 1, 2))
+    first, again, other = (losses_of(editor, batch, s).total for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -79,23 +79,23 @@ def test_without_source_reconstruction_the_source_frame_has_no_loss():
         clean["x"] = out
         return torch.cat([out[:, :1] + 100, out[:, 1:]], 1), losses
 
-    plain = editor.losses(make_batch(), torch.Generator().manual_seed(0)).diffusion
+    plain = losses_of(editor, make_batch()).diffusion
     editor.denoise = spoilt
-    torch.testing.assert_close(editor.losses(make_batch(), torch.Generator().manual_seed(0)).diffusion, plain)
+    torch.testing.assert_close(losses_of(editor, make_batch()).diffusion, plain)
     editor.reconstruct_source = True
-    assert editor.losses(make_batch(), torch.Generator().manual_seed(0)).diffusion > plain + 100
+    assert losses_of(editor, make_batch()).diffusion > plain + 100
 
 
 def test_matching_weight_adds_the_loss():
     batch = make_batch()
-    losses = make_editor(matching_weight=3.0).losses(batch, torch.Generator().manual_seed(0))
+    losses = losses_of(make_editor(matching_weight=3.0), batch)
     torch.testing.assert_close(losses.total, losses.diffusion + 3 * losses.matching)
     assert losses.matching > 0
 
 
 @pytest.mark.parametrize("attention", ["cross_frame", "temporal"])
 def test_attention_without_a_branch_has_no_matching_loss(attention):
-    losses = make_editor(attention).losses(make_batch(), torch.Generator().manual_seed(0))
+    losses = losses_of(make_editor(attention), make_batch())
     assert losses.matching.item() == 0 and losses.total == losses.diffusion
 
 
@@ -155,7 +155,7 @@ WITHOUT_CONTROL = {  # in training
 def test_training_without_control_leaves_zero_gradients_in_the_encoder(change):
     """Zero, not none: a rank without control must not keep the others waiting for its gradients."""
     editor, batch = make_editor().train(), make_batch(2, size=32, points=3)
-    editor.losses(replace(batch, **change), torch.Generator().manual_seed(0)).total.backward()
+    losses_of(editor, replace(batch, **change)).total.backward()
     assert all(p.grad is not None and not p.grad.any() for p in editor.control_encoder.parameters())
     trainable = [p for p in editor.unet.parameters() if p.requires_grad]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trainable)
@@ -172,7 +172,7 @@ def test_points_train_without_control():
     optimizer = torch.optim.SGD(editor.unet.parameters(), lr=1e-3)
     totals = []
     for _ in range(2):
-        losses = editor.losses(batch, torch.Generator().manual_seed(0))
+        losses = losses_of(editor, batch)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
@@ -261,9 +261,9 @@ def test_dropout_frequencies():
         return x, {}
 
     editor.denoise = record
-    generator = torch.Generator().manual_seed(0)
+    generators = [torch.Generator().manual_seed(0)] * len(batch)
     for _ in range(100):
-        editor.losses(batch, generator)
+        editor.losses(batch, generators)
     kept = torch.cat(seen)
     share = {
         tuple(row): (kept == torch.tensor(row)).all(1).float().mean().item()

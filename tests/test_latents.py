@@ -5,7 +5,7 @@ from dataclasses import replace
 import lightning as L
 import pytest
 import torch
-from conftest import make_batch, make_editor
+from conftest import losses_of, make_batch, make_editor
 
 from datamodules import SketchDataModule
 from fp_lightning.errors import InputError
@@ -17,7 +17,7 @@ from fp_lightning.types import EditBatch
 
 
 def loss(editor, batch, seed: int = 3):
-    return editor.losses(batch, torch.Generator().manual_seed(seed))
+    return losses_of(editor, batch, seed)
 
 
 def calls(monkeypatch, editor) -> list[str]:

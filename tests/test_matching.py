@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_batch, make_editor
+from conftest import losses_of, make_batch, make_editor
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from fp_lightning.matching import (
@@ -140,7 +140,7 @@ def test_grid_that_does_not_tile_the_image_is_refused():
 
 def test_losses_reach_query_and_key_of_every_layer():
     editor = make_editor().train()
-    editor.losses(make_batch(), torch.Generator().manual_seed(0)).matching.backward()
+    losses_of(editor, make_batch()).matching.backward()
     for name, attn in spatial_attentions(editor.unet).items():
         assert attn.processor.to_q.weight.grad.abs().sum() > 0, name
         assert attn.processor.to_k.weight.grad.abs().sum() > 0, name
@@ -151,7 +151,7 @@ def test_gradient_checkpointing_changes_nothing():
         editor = make_editor().train()
         if checkpointing:
             editor.unet.enable_gradient_checkpointing()
-        losses = editor.losses(make_batch(), torch.Generator().manual_seed(0))
+        losses = losses_of(editor, make_batch())
         losses.total.backward()
         return losses.total.detach(), [p.grad for p in editor.unet.parameters()]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_batch, make_editor
+from conftest import losses_of, make_batch, make_editor
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,7 +29,7 @@ def dense_loss(query, key, index, form):
         every = (attention - target[:, None]).square().sum(-1)
     else:
         every = -(attention * target[:, None]).sum(-1).log()
-    return every.where(rows[:, None] > 0, 0).sum() / (rows.sum() * query.shape[1])
+    return (every.where(rows[:, None] > 0, 0).sum((1, 2)) / (rows.sum(1) * query.shape[1])).mean()
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_the_losses_on_a_gpu_would_not_wait_for_the_host(monkeypatch):
                     new = fake(value)
                     fields[name] = torch.nn.Parameter(new, value.requires_grad) if fields is owner._parameters else new
     with mode:
-        losses = editor.losses(batch.map(fake), torch.Generator().manual_seed(0))
+        losses = losses_of(editor, batch.map(fake))
         with pytest.raises(DataDependentOutputException):
             losses.total.item()
     assert losses.matching.device.type == "cuda" and losses.matching.requires_grad
@@ -147,7 +147,7 @@ class NoReading(TorchDispatchMode):
 
 def test_the_backward_pass_does_not_read_results():
     editor, batch = make_editor().train(), make_batch(2, size=32, points=3)
-    loss = editor.losses(batch, torch.Generator().manual_seed(0)).total
+    loss = losses_of(editor, batch).total
     with NoReading():
         loss.backward()
         with pytest.raises(AssertionError):
@@ -198,9 +198,7 @@ def test_the_kernels_compute_what_the_plain_version_does():
 
 def test_the_editor_takes_either_form():
     batch = make_batch(1, size=32)
-    squared, entropy = (
-        make_editor(matching_loss=form).losses(batch, torch.Generator().manual_seed(0)) for form in FORMS
-    )
+    squared, entropy = (losses_of(make_editor(matching_loss=form), batch) for form in FORMS)
     assert squared.diffusion == entropy.diffusion and squared.matching < 2 < entropy.matching
 
 

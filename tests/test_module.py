@@ -8,8 +8,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import TrainableEMA
 from datamodules import SceneDataModule
+from fp_lightning.edm import seeded_generator
 from fp_lightning.errors import InputError
-from fp_lightning.module import FramePainterModule, seeded_generator
+from fp_lightning.module import FramePainterModule
 from fp_lightning.sampler import Sampling
 
 

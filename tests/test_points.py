@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_batch, make_editor
+from conftest import losses_of, make_batch, make_editor
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 
 import fp_lightning.unet
@@ -233,7 +233,7 @@ def test_gradient_checkpointing_changes_nothing_with_points():
         editor = make_editor().train()
         if checkpointing:
             editor.unet.enable_gradient_checkpointing()
-        losses = editor.losses(make_batch(1, size=32, points=5), torch.Generator().manual_seed(0))
+        losses = losses_of(editor, make_batch(1, size=32, points=5))
         losses.total.backward()
         return losses.total.detach(), [p.grad for p in editor.parameters() if p.requires_grad]
 

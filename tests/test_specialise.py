@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import make_batch, make_editor
+from conftest import losses_of, make_batch, make_editor
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -196,7 +196,7 @@ def test_the_editors_network_has_the_shortcuts_and_every_trainable_weight_a_grad
     """Also after saving and loading, since DDP would wait for a gradient that never comes."""
     editor = make_editor().train()
     assert type(editor.vae.decoder.up_blocks[0].upsamplers[0]) is UpsampleConv
-    editor.losses(make_batch(2, size=32), torch.Generator().manual_seed(0)).total.backward()
+    losses_of(editor, make_batch(2, size=32)).total.backward()
     assert all((p.grad is not None) == p.requires_grad for p in editor.unet.parameters())
 
 

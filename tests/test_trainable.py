@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_batch
+from conftest import losses_of, make_batch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.loaders import PeftAdapterMixin
 from lightning import Trainer
@@ -25,7 +25,7 @@ def trained_names(editor: FramePainter) -> set[str]:
 
 
 def loss(editor: FramePainter) -> torch.Tensor:
-    return editor.train().losses(make_batch(2, 32), torch.Generator().manual_seed(0)).total
+    return losses_of(editor.train(), make_batch(2, 32)).total
 
 
 @pytest.mark.parametrize("trains", CHOICES)

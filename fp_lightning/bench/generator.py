@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from fp_lightning.bench.measure import Result, compare
 from fp_lightning.bench.networks import DEVICE
 from fp_lightning.editor import build_editor
+from fp_lightning.edm import seeded_generators
 from fp_lightning.prior import VideoPriorModule
 from fp_lightning.recipe_files import recipe_path
 from fp_lightning.types import ClipBatch
@@ -34,7 +35,7 @@ def _one(frames: int, rounds: int) -> Result:
 
     def step() -> None:
         with torch.autocast(DEVICE, torch.bfloat16):
-            loss = module.loss(batch)
+            loss = module.loss(batch, seeded_generators(batch.name, 0))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

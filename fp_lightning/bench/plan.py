@@ -13,6 +13,7 @@ import torch
 from fp_lightning.backbone import SHIPPED
 from fp_lightning.bench.measure import Result, peak_bytes
 from fp_lightning.bench.networks import filled
+from fp_lightning.edm import seeded_generators
 from fp_lightning.plan import Setting, editor_of, empty_batch, footprint
 
 TINY = Setting("tiny", (64, 64), 8)
@@ -57,7 +58,7 @@ def _one(name: str, setting: Setting) -> Result:
         for _ in range(setting.accumulate):
             autocast = torch.autocast("cpu", torch.bfloat16) if setting.precision == "bf16-mixed" else nullcontext()
             with autocast:
-                loss = editor.losses(batch, torch.Generator().manual_seed(0)).total
+                loss = editor.losses(batch, seeded_generators(batch.name, 0)).total
             loss.backward()
         optimiser.step()
         optimiser.zero_grad()

@@ -7,6 +7,7 @@ import torch
 from fp_lightning.bench.measure import Result, compare
 from fp_lightning.bench.networks import DEVICE, full_editor
 from fp_lightning.editor import FramePainter, build_editor
+from fp_lightning.edm import seeded_generators
 from fp_lightning.scenes import Scene
 from fp_lightning.signals.sketch import sketch
 from fp_lightning.trainable import choose_trainable
@@ -35,7 +36,7 @@ def _step(name: str, editor: FramePainter, size: tuple[int, int], batch_size: in
     kept = editor.with_latents(batch)
 
     def step(batch: EditBatch) -> float:
-        loss = editor.losses(batch, torch.Generator().manual_seed(0)).total
+        loss = editor.losses(batch, seeded_generators(batch.name, 0)).total
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

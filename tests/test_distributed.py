@@ -1,0 +1,112 @@
+"""Two processes are as good as one: the same losses, metrics and weights at the same global batch."""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+STEPS = 8
+RUN = [
+    *("--config", "tiny", "--data.class_path=datamodules.SceneDataModule", "--data.size=[32,32]"),
+    *("--data.train_samples=18", "--data.val_samples=6", "--data.signals=[sketch,points]", "--model.warmup=2"),
+    *("--model.sampling.num_inference_steps=1", f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=2"),
+    *("--trainer.log_every_n_steps=1", "--trainer.callbacks+=test_distributed.FrozenWeights"),
+]
+ONE = ["--data.batch_size=4"]
+TWO = ["--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+class FrozenWeights(L.Callback):
+    """Leaves a hash of all that does not train in the run's folder, one of each process."""
+
+    def on_fit_end(self, trainer, pl_module) -> None:
+        digest = hashlib.sha256()
+        for name, weight in pl_module.named_parameters():
+            if not weight.requires_grad:
+                digest.update(name.encode() + weight.detach().numpy().tobytes())
+        Path(trainer.default_root_dir, f"frozen-{trainer.global_rank}").write_text(digest.hexdigest())
+
+
+def start(out: Path, *options: str, command: str = "fit") -> subprocess.Popen:
+    words = [sys.executable, "-m", "fp_lightning", command, *RUN, f"--trainer.default_root_dir={out}", *options]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("one")
+    finish(start(out, *ONE))
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("two")
+    finish(start(out, *TWO))
+    return out
+
+
+def logged(out: Path) -> dict[tuple[str, str], float]:
+    """(name, step) → value; what was logged twice counts as the last time."""
+    with (out / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    values = {(name, row["step"]): row[name] for row in rows for name in row if "/" in name and row[name]}
+    return {key: float(value) for key, value in values.items() if "per_second" not in key[0]}
+
+
+def assert_same_run(found: Path, wanted: Path) -> None:
+    """But for sums in another order."""
+    values, expected = logged(found), logged(wanted)
+    losses = [key for key in expected if key[0].startswith("train/")]
+    assert [values[key] for key in losses] == pytest.approx([expected[key] for key in losses], rel=1e-5)
+    assert values == pytest.approx(expected, rel=1e-4)
+    checkpoints = [torch.load(out / "checkpoints" / "last.ckpt", weights_only=True) for out in (found, wanted)]
+    assert [checkpoint["global_step"] for checkpoint in checkpoints] == [STEPS, STEPS]
+    for weights in (lambda c: c["state_dict"], lambda c: c["callbacks"]["TrainableEMA"]["average"]):
+        torch.testing.assert_close(*map(weights, checkpoints), rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_train_and_validate_as_one(one, two):
+    assert {name for name, _ in logged(one)} >= {"train/total", "val/total", "val/psnr_moving", "val/ssim"}
+    assert_same_run(two, one)
+
+
+def test_frozen_weights_are_the_same_everywhere(one, two):
+    assert len({path.read_text() for path in (one / "frozen-0", two / "frozen-0", two / "frozen-1")}) == 1
+
+
+def test_two_processes_evaluate_as_one(one, tmp_path):
+    metrics = []
+    for out, options in ((tmp_path / "one", ONE), (tmp_path / "two", TWO)):
+        finish(start(out, *options, f"--ckpt_path={one}/checkpoints/last.ckpt", command="validate"))
+        metrics.append(json.loads((out / "metrics.json").read_text()))
+    numbers = [{name: value for name, value in m.items() if isinstance(value, (int, float))} for m in metrics]
+    assert numbers[0]["n"] == 6 and numbers[1] == pytest.approx(numbers[0], rel=1e-5)
+
+
+def test_sigterm_stops_all_processes_at_one_step_and_one_alone_goes_on(one, tmp_path):
+    process = start(tmp_path, *TWO)
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143 and "go on with --ckpt_path" in errors
+    assert 2 <= torch.load(checkpoint, weights_only=True)["global_step"] < STEPS
+    finish(start(tmp_path, *ONE, f"--ckpt_path={checkpoint}"))
+    assert_same_run(tmp_path, one)
