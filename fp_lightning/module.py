@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from fp_lightning.matching import spatial_attentions
 from fp_lightning.metrics import EditMetrics
 from fp_lightning.optimiser import AdamWModule, Schedule
 from fp_lightning.sampler import Sampling, sample
-from fp_lightning.trainable import describe
+from fp_lightning.trainable import AUTOCAST, describe, store_frozen
 from fp_lightning.types import EditBatch
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,15 @@ class FramePainterModule(AdamWModule):
         self.edit_metrics, self.fit_edits = metrics or EditMetrics(), fit_edits
         self.correspondence_metrics = CorrespondenceMetrics(list(spatial_attentions(editor.unet)))
         self.strict_loading = False  # checkpoints leave frozen weights out; on_load_checkpoint is strict instead
+
+    def setup(self, stage: str) -> None:
+        """Raises InputError: see `AdamWModule.setup`."""
+        super().setup(stage)
+        if stage == "fit" and (autocast := AUTOCAST.get(self.trainer.precision)):
+            store_frozen(self.editor.unet, autocast)
+
+    def on_fit_end(self) -> None:
+        store_frozen(self.editor.unet, torch.float32)
 
     def on_fit_start(self) -> None:
         """Says what trains; makes the latents that the data asks to be kept on disk, each rank its share."""
@@ -118,12 +128,18 @@ class FramePainterModule(AdamWModule):
 
     def attention_maps(self, batch: EditBatch, points: Tensor, sigma: float = 1.0) -> dict[str, Tensor]:
         """See `fp_lightning.correspondence.attention_maps`; a sample's noise is always the same."""
-        return attention_maps(self.editor, batch, points, self._attention_noise(batch), sigma)
+        with self._precision():
+            return attention_maps(self.editor, batch, points, self._attention_noise(batch), sigma)
 
     def attention_entropy(self, batch: EditBatch, sigma: float = 1.0) -> dict[str, float]:
         """Of each layer that joins the frames, mean over heads and target tokens: 0 for one token, 1 for all alike."""
-        seen = probe(self.editor, batch, sigma, self._attention_noise(batch))
-        return {layer.layer: float(entropy(layer.query, layer.key).mean()) for layer in seen}
+        with self._precision():
+            seen = probe(self.editor, batch, sigma, self._attention_noise(batch))
+            return {layer.layer: float(entropy(layer.query, layer.key).mean()) for layer in seen}
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """In which Lightning runs the steps."""
+        return nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
 
     def _attention_noise(self, batch: EditBatch) -> list[torch.Generator]:
         return seeded_generators(batch.name, self.seed, "correspondence")

@@ -25,7 +25,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.folders import empty_networks
 from fp_lightning.matching import AttentionKind
 from fp_lightning.svd import svd_parts, svd_unet
-from fp_lightning.trainable import Trains, choose_trainable
+from fp_lightning.trainable import Trains, choose_trainable, store_frozen
 from fp_lightning.types import TRACK_STRIDE, EditBatch
 
 GIB = 2**30
@@ -116,6 +116,8 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
         editor.to(TYPES[kind])
         if editor.vae.config.force_upcast:  # as the editor itself does before it encodes, which fake weights forbid
             editor.vae.float()
+    if true == "mixed":
+        store_frozen(editor.unet, TYPES[kind])
     with _fake(editor, on_cpu):
         batch = empty_batch(setting)
         if setting.cached:

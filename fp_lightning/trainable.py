@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 from torch import nn
 
 from fp_lightning.control import ControlEncoder
@@ -15,6 +16,7 @@ from fp_lightning.specialise import idle_weights
 from fp_lightning.unet import FramePainterUNet
 
 Trains = Literal["all", "temporal", "matching+control", "lora"]
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by the trainer's precision
 ADAPTER = "default"  # peft's name of the adapter
 BRANCH = ".attn1.processor."  # in the names of the matching branch
 _TEMPORAL = (".temporal_transformer_blocks.", ".temporal_res_block.", ".time_mixer.", ".time_pos_embed.")
@@ -69,6 +71,16 @@ def add_adapters(unet: FramePainterUNet, rank: int) -> None:
         raise InputError("trains lora needs peft: pip install 'fp_lightning[lora]'") from error
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=_ADAPTED, init_lora_weights="gaussian")
     unet.add_adapter(config, ADAPTER)
+
+
+def store_frozen(unet: nn.Module, dtype: torch.dtype) -> None:
+    """Keeps what does not train of a network's matrices and convolutions of images in `dtype`, in place.
+
+    Autocast to that type gives what it gave before, to the last bit: it converts them anyway, at every use.
+    """
+    for module in unet.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.requires_grad:
+            module.weight.data = module.weight.data.to(dtype)
 
 
 def counts(editor: nn.Module) -> dict[str, tuple[int, int]]:

@@ -5,7 +5,7 @@ import torch
 from conftest import losses_of, make_batch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.loaders import PeftAdapterMixin
-from lightning import Trainer
+from lightning import Callback, Trainer
 
 from callbacks import TrainableEMA
 from datamodules import SceneDataModule
@@ -15,7 +15,8 @@ from fp_lightning.errors import InputError
 from fp_lightning.module import FramePainterModule
 from fp_lightning.pipeline import FramePainterPipeline
 from fp_lightning.prior import plain_unet
-from fp_lightning.trainable import BRANCH, counts, describe, is_temporal
+from fp_lightning.sampler import Sampling
+from fp_lightning.trainable import BRANCH, counts, describe, is_temporal, store_frozen
 
 CHOICES = ["all", "temporal", "matching+control", "lora"]
 
@@ -50,6 +51,45 @@ def test_what_trains_is_what_was_chosen_and_all_of_it_has_a_gradient(trains):
 def test_adapters_change_nothing_until_they_are_trained():
     plain, adapted = build_editor("tiny"), build_editor("tiny", trains="lora")
     assert torch.equal(loss(plain), loss(adapted))
+
+
+@pytest.mark.parametrize("trains", CHOICES)
+def test_what_is_frozen_can_be_stored_in_the_type_of_autocast(trains):
+    steps, sizes = [], []
+    for stored in (False, True):
+        editor = build_editor("tiny", trains=trains)
+        generator = torch.Generator().manual_seed(0)
+        for weight in editor.parameters():  # adapters and the branch's output start at zero
+            if weight.requires_grad:
+                weight.data += 0.01 * torch.randn(weight.shape, generator=generator)
+        if stored:
+            store_frozen(editor.unet, torch.bfloat16)
+        sizes.append(sum(weight.nbytes for weight in editor.unet.parameters()))
+        with torch.autocast("cpu", torch.bfloat16):
+            total = loss(editor)
+        total.backward()
+        steps.append([total, *(weight.grad for weight in editor.parameters() if weight.requires_grad)])
+    assert all(map(torch.equal, *steps))
+    assert sizes[1] < (0.99 if trains == "all" else 0.75) * sizes[0]
+
+
+@pytest.mark.parametrize("trains", ["matching+control", "lora"])
+def test_a_fit_stores_so_and_gives_the_weights_back(trains, tmp_path):
+    module = FramePainterModule(build_editor("tiny", trains=trains), sampling=Sampling(1))
+    seen = set()
+
+    class Watch(Callback):
+        def on_validation_end(self, trainer, pl_module) -> None:
+            seen.update(p.dtype for p in pl_module.editor.unet.parameters() if not p.requires_grad and p.ndim == 4)
+            pl_module.attention_entropy(make_batch(1, 32))  # outside of Lightning's steps
+
+    trainer = Trainer(
+        accelerator="cpu", precision="bf16-mixed", max_steps=1, callbacks=[Watch()], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, SceneDataModule((32, 32), batch_size=2, train_samples=2, val_samples=2))
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
 
 
 def test_a_seed_decides_the_adapters():

@@ -15,6 +15,7 @@ from fp_lightning.bench.measure import Result, peak_bytes
 from fp_lightning.bench.networks import filled
 from fp_lightning.edm import seeded_generators
 from fp_lightning.plan import Setting, editor_of, empty_batch, footprint
+from fp_lightning.trainable import store_frozen
 
 TINY = Setting("tiny", (64, 64), 8)
 MIDDLE = replace(TINY, size=(128, 192), batch_size=2)  # a U-Net of 49 million weights
@@ -47,6 +48,8 @@ def plan(rounds: int) -> list[Result]:
 def _one(name: str, setting: Setting) -> Result:
     foretold = footprint(setting, on_cpu=True).peak
     editor = filled(editor_of(setting), device="cpu").train()
+    if setting.precision == "bf16-mixed":
+        store_frozen(editor.unet, torch.bfloat16)
     batch = empty_batch(setting).map(torch.zeros_like)
     if setting.cached:
         batch = editor.with_latents(batch)
