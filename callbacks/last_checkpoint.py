@@ -22,7 +22,8 @@ NAME = "last"
 class LastCheckpoint(ModelCheckpoint):
     """Writes `last.ckpt` after every validation, after the last of `max_steps` steps, and after a step with SIGTERM.
 
-    Lightning's `save_last` skips a validation that was not the best, and whatever trains after the last validation.
+    Where nothing validates it is written after every epoch. Lightning's `save_last` skips a validation that was not
+    the best, and whatever trains after the last validation.
     SIGTERM is how SLURM and clouds announce that a machine is about to be taken away; where a SLURM job asks for
     SIGUSR1 before its end, Lightning writes a checkpoint at that signal and queues the job again. Either waits here
     for the end of the optimiser step, or of a validation's batch, on which all processes agree: a run that goes on
@@ -81,6 +82,11 @@ class LastCheckpoint(ModelCheckpoint):
         validates = loop._should_check_val_fx(trainer.fit_loop._data_fetcher) and not loop.val_loop.skip
         if not validates and not loop._should_accumulate():
             self._obey(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Not where `max_steps` ends within the epoch: a run that goes on from there would leave its rest out."""
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:

@@ -19,7 +19,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.latents import LatentStore
 from fp_lightning.matching import spatial_attentions
 from fp_lightning.metrics import EditMetrics
-from fp_lightning.optimiser import AdamWModule, Schedule
+from fp_lightning.optimiser import AdamWModule, OptimizerName, Schedule
 from fp_lightning.sampler import Sampling, sample
 from fp_lightning.trainable import AUTOCAST, describe, store_frozen
 from fp_lightning.types import EditBatch
@@ -36,7 +36,7 @@ class FramePainterModule(AdamWModule):
 
     Args:
         editor: see `fp_lightning.editor.build_editor`.
-        learning_rate, betas, weight_decay, warmup, schedule: see `AdamWModule`.
+        learning_rate, betas, weight_decay, warmup, schedule, optimizer: see `AdamWModule`.
         sampling: how validation, test and predict draw their edits.
         metrics: of validation and test.
         fit_edits: samples, per process, of which a validation within `fit` draws edits; the losses are
@@ -52,30 +52,31 @@ class FramePainterModule(AdamWModule):
         weight_decay: float = 1e-2,
         warmup: int = 0,
         schedule: Schedule = "constant",
+        optimizer: OptimizerName = "adamw",
         sampling: Sampling | None = None,
         metrics: EditMetrics | None = None,
         fit_edits: int = 32,
         seed: int = 0,
     ) -> None:
-        super().__init__(editor, learning_rate, betas, weight_decay, warmup, schedule)
+        super().__init__(editor, learning_rate, betas, weight_decay, warmup, schedule, optimizer)
         self.seed = seed
         self.sampling = sampling or Sampling()
         self.edit_metrics, self.fit_edits = metrics or EditMetrics(), fit_edits
         self.correspondence_metrics = CorrespondenceMetrics(list(spatial_attentions(editor.unet)))
         self.strict_loading = False  # checkpoints leave frozen weights out; on_load_checkpoint is strict instead
 
-    def setup(self, stage: str) -> None:
-        """Raises InputError: see `AdamWModule.setup`."""
-        super().setup(stage)
-        if stage == "fit" and (autocast := AUTOCAST.get(self.trainer.precision)):
-            store_frozen(self.editor.unet, autocast)
+    def on_fit_start(self) -> None:
+        """Says what trains, and makes ready what does not."""
+        rank_zero_info(describe(self.editor))
+        self._make_latents()
+        if autocast := AUTOCAST.get(self.trainer.precision):
+            store_frozen(self.editor, autocast)
 
     def on_fit_end(self) -> None:
-        store_frozen(self.editor.unet, torch.float32)
+        store_frozen(self.editor, torch.float32)
 
-    def on_fit_start(self) -> None:
-        """Says what trains; makes the latents that the data asks to be kept on disk, each rank its share."""
-        rank_zero_info(describe(self.editor))
+    def _make_latents(self) -> None:
+        """Those that the data asks to be kept on disk, each rank its share."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if getattr(data, "latents", None) is None:
             return

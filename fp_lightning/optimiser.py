@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -15,7 +17,10 @@ from torch.optim import Optimizer
 from fp_lightning.editor import FramePainter
 from fp_lightning.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 Schedule = Literal["constant", "cosine"]
+OptimizerName = Literal["adamw", "adamw_8bit"]
 
 
 def check_last_validation(trainer: L.Trainer) -> None:
@@ -32,6 +37,19 @@ def check_last_validation(trainer: L.Trainer) -> None:
         )
 
 
+def adamw_8bit() -> Callable[..., Optimizer]:
+    """The class of bitsandbytes.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise InputError("optimizer adamw_8bit needs bitsandbytes: pip install 'fp_lightning[quant]'") from error
+    return AdamW8bit
+
+
 class AdamWModule(L.LightningModule):
     """What the trainings of an editor's parts share: AdamW over the weights that train, its schedule, its clipping.
 
@@ -41,6 +59,8 @@ class AdamWModule(L.LightningModule):
         betas, weight_decay: of AdamW.
         warmup: optimiser steps of linear warm-up.
         schedule: "constant" (paper) or "cosine" to zero over the whole fit.
+        optimizer: "adamw", or "adamw_8bit", whose moments take a byte instead of four (Dettmers et al. 2021, arXiv
+            2110.02861), through bitsandbytes.
     """
 
     def __init__(
@@ -51,17 +71,29 @@ class AdamWModule(L.LightningModule):
         weight_decay: float,
         warmup: int,
         schedule: Schedule,
+        optimizer: OptimizerName = "adamw",
     ) -> None:
         super().__init__()
         self.editor, self.learning_rate, self.betas, self.weight_decay = editor, learning_rate, betas, weight_decay
-        self.warmup, self.schedule = warmup, schedule
+        self.warmup, self.schedule, self.optimizer = warmup, schedule, optimizer
 
     def setup(self, stage: str) -> None:
-        """Raises InputError: an unknown schedule, one without an end, or a size that does not fit the network."""
+        """Raises InputError: an unknown schedule, one without an end, or a size that does not fit the network.
+
+        Warns of a precision in which small steps are lost.
+        """
         if self.schedule not in get_args(Schedule):
             raise InputError(f"schedule must be constant or cosine, got {self.schedule!r}")
         if self.schedule == "cosine" and stage == "fit" and self.trainer.max_steps == self.trainer.max_epochs == -1:
             raise InputError("schedule cosine needs an end: set trainer.max_steps or trainer.max_epochs")
+        if self.optimizer not in get_args(OptimizerName):
+            raise InputError(f"optimizer must be {' or '.join(get_args(OptimizerName))}, got {self.optimizer!r}")
+        if stage == "fit" and str(self.trainer.precision) in ("bf16-true", "16-true"):
+            logger.warning(
+                "%s also keeps the weights that train in 16 bits, where steps below a few thousandths of a weight are "
+                "lost; with bf16-mixed they are float32, and what is frozen takes as little memory",
+                self.trainer.precision,
+            )
         size = getattr(getattr(self.trainer, "datamodule", None), "size", None)
         if size is not None:
             self.editor.check_size(tuple(size))
@@ -79,10 +111,13 @@ class AdamWModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trainable = [p for p in self.editor.parameters() if p.requires_grad]
-        fused = self.trainer.precision != "16-mixed"  # a fused step cannot be clipped where gradients are scaled
-        optimizer = torch.optim.AdamW(
-            trainable, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay, fused=fused
-        )
+        options: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
+        optimizer: Optimizer
+        if self.optimizer == "adamw_8bit":
+            optimizer = adamw_8bit()(trainable, **options)
+        else:
+            fused = self.trainer.precision != "16-mixed"  # a fused step cannot be clipped where gradients are scaled
+            optimizer = torch.optim.AdamW(trainable, **options, fused=fused)
         total = self.trainer.estimated_stepping_batches
 
         def factor(step: int) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import EulerDiscreteScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fp_lightning import specialise
@@ -57,6 +57,7 @@ class Setting:
         cached: the frozen networks' part of a sample comes from disk.
         ema: an average of the trainable weights is kept beside them.
         accumulate: micro-batches in one step.
+        optimizer: see `AdamWModule`.
         strategy: "auto" on one process, "ddp" (any of them), or "deepspeed_stage_2", also with "_offload".
         processes: in all.
     """
@@ -73,6 +74,7 @@ class Setting:
     cached: bool = False
     ema: bool = False
     accumulate: int = 1
+    optimizer: str = "adamw"
     strategy: str = "auto"
     processes: int = 1
 
@@ -117,16 +119,17 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
         if editor.vae.config.force_upcast:  # as the editor itself does before it encodes, which fake weights forbid
             editor.vae.float()
     if true == "mixed":
-        store_frozen(editor.unet, TYPES[kind])
+        store_frozen(editor, TYPES[kind])
+    autocast = torch.autocast("cpu", TYPES[kind]) if true == "mixed" else nullcontext()
     with _fake(editor, on_cpu):
         batch = empty_batch(setting)
         if setting.cached:
-            batch = editor.with_latents(batch)
+            with autocast:
+                batch = editor.with_latents(batch)
         live, counter = LiveBytes(), CountedOperations()
         for tensor in (*editor.parameters(), *editor.buffers()):
             live.add(tensor)
         weights = live.live
-        autocast = torch.autocast("cpu", TYPES[kind]) if true == "mixed" else nullcontext()
         with live, counter:
             for _ in range(min(2, setting.accumulate)):  # from the second on gradients wait from the first
                 with autocast:
@@ -139,7 +142,7 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
         frozen=weights - ours,
         trained=ours,
         gradients=ours,
-        optimiser=2 * ours,
+        optimiser=sum(_moments(p, setting.optimizer) for p in trained),
         average=4 * all_ours if setting.ema else 0,
         buckets=0,
         step=live.most - weights - ours,
@@ -147,6 +150,14 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
         trainable=all_ours,
     )
     return _shared(whole, setting)
+
+
+def _moments(weight: Tensor, optimizer: str) -> int:
+    """Bytes of both moments of AdamW; in 8 bits each block of 256 has a float32 scale, and small tensors keep 32."""
+    if optimizer == "adamw":
+        return 2 * weight.nbytes
+    count = weight.numel()
+    return 2 * (count + 4 * -(-count // 256)) if count >= 4096 else 8 * count
 
 
 def _shared(whole: Footprint, setting: Setting) -> Footprint:
@@ -232,6 +243,7 @@ def cheaper(setting: Setting, least: int, memory: float) -> Iterator[tuple[str, 
             f"--data.batch_size 1 --trainer.accumulate_grad_batches {whole}",
             {"batch_size": 1, "accumulate": whole},
         ),
+        ("--model.optimizer adamw_8bit", {"optimizer": "adamw_8bit"}),
         *(
             (f"--model.editor.trains {trains}", {"trains": trains})
             for trains in ("temporal", "lora", "matching+control")
@@ -283,6 +295,7 @@ def setting_of(config: Any) -> tuple[Setting, int]:
         cached=getattr(data, "latents", None) is not None and editor.augmentation_draws is not None,
         ema=any(name.endswith("TrainableEMA") for name in names),
         accumulate=trainer.accumulate_grad_batches or 1,
+        optimizer=getattr(model, "optimizer", "adamw"),
         strategy="auto" if processes == 1 else str(trainer.strategy),
         processes=processes,
     ), trainer.max_steps

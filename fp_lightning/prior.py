@@ -15,7 +15,7 @@ from fp_lightning.condition import Condition
 from fp_lightning.editor import NOISE_AUGMENTATION, FramePainter
 from fp_lightning.edm import seeded_generator, seeded_generators
 from fp_lightning.errors import InputError
-from fp_lightning.optimiser import AdamWModule, Schedule, check_last_validation
+from fp_lightning.optimiser import AdamWModule, OptimizerName, Schedule, check_last_validation
 from fp_lightning.pairs.flow import dis_flow
 from fp_lightning.sampler import guidance_weights, guided
 from fp_lightning.solvers import SOLVERS
@@ -38,7 +38,7 @@ class VideoPriorModule(AdamWModule):
 
     Args:
         editor: parts and noise levels; with attention "temporal", which is SVD's own network.
-        learning_rate, betas, weight_decay, warmup, schedule: see `AdamWModule`.
+        learning_rate, betas, weight_decay, warmup, schedule, optimizer: see `AdamWModule`.
         guidance_scale, num_inference_steps: of the clips that validation generates.
         generated: clips of each length that validation generates; their scores are the main process's alone,
             since ranks may see other lengths.
@@ -57,13 +57,14 @@ class VideoPriorModule(AdamWModule):
         weight_decay: float = 1e-2,
         warmup: int = 200,
         schedule: Schedule = "cosine",
+        optimizer: OptimizerName = "adamw",
         guidance_scale: float = 1.0,
         num_inference_steps: int = 12,
         generated: int = 16,
         seed: int = 0,
         out: str = "runs/tiny_svd/unet",
     ) -> None:
-        super().__init__(editor, learning_rate, betas, weight_decay, warmup, schedule)
+        super().__init__(editor, learning_rate, betas, weight_decay, warmup, schedule, optimizer)
         if editor.unet.config.attention != "temporal":
             raise InputError(f"a prior has SVD's attention, got {editor.unet.config.attention}; set it to temporal")
         editor.vae.encoder.to(memory_format=torch.channels_last)  # on a CPU 1.6 times as fast

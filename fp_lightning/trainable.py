@@ -5,6 +5,7 @@ The control encoder and the matching branch always do: neither is in SVD.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Literal, get_args
 
 import torch
@@ -73,12 +74,13 @@ def add_adapters(unet: FramePainterUNet, rank: int) -> None:
     unet.add_adapter(config, ADAPTER)
 
 
-def store_frozen(unet: nn.Module, dtype: torch.dtype) -> None:
-    """Keeps what does not train of a network's matrices and convolutions of images in `dtype`, in place.
+def store_frozen(editor: nn.Module, dtype: torch.dtype) -> None:
+    """Keeps what does not train of the U-Net's and image encoder's matrices and image convolutions in `dtype`.
 
     Autocast to that type gives what it gave before, to the last bit: it converts them anyway, at every use.
     """
-    for module in unet.modules():
+    parts = [editor.get_submodule(name) for name in ("unet", "image_encoder")]
+    for module in chain.from_iterable(part.modules() for part in parts):
         if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.requires_grad:
             module.weight.data = module.weight.data.to(dtype)
 

@@ -63,7 +63,7 @@ def test_what_is_frozen_can_be_stored_in_the_type_of_autocast(trains):
             if weight.requires_grad:
                 weight.data += 0.01 * torch.randn(weight.shape, generator=generator)
         if stored:
-            store_frozen(editor.unet, torch.bfloat16)
+            store_frozen(editor, torch.bfloat16)
         sizes.append(sum(weight.nbytes for weight in editor.unet.parameters()))
         with torch.autocast("cpu", torch.bfloat16):
             total = loss(editor)

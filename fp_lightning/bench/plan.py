@@ -48,11 +48,11 @@ def plan(rounds: int) -> list[Result]:
 def _one(name: str, setting: Setting) -> Result:
     foretold = footprint(setting, on_cpu=True).peak
     editor = filled(editor_of(setting), device="cpu").train()
-    if setting.precision == "bf16-mixed":
-        store_frozen(editor.unet, torch.bfloat16)
     batch = empty_batch(setting).map(torch.zeros_like)
     if setting.cached:
         batch = editor.with_latents(batch)
+    if setting.precision == "bf16-mixed":
+        store_frozen(editor, torch.bfloat16)
     trained = [p for p in editor.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, fused=True)
 
