@@ -103,7 +103,8 @@ class LastCheckpoint(ModelCheckpoint):
         if number == signal.SIGTERM:
             self._write(trainer)
             trainer._signal_connector.received_sigterm = True  # Lightning logs the step and ends
-        if number:
+        elif number:
+            trainer.strategy.checkpoint_io.background = False  # type: ignore[attr-defined]  # the job ends after it
             self._before[number](number, None)
 
     def _write(self, trainer: L.Trainer) -> None:

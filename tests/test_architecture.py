@@ -24,6 +24,7 @@ LAYERS = [  # a module imports from its own row and those above
         "bootstrap",
         "counting",
         "recipe_files",
+        "checkpoints",
     },
     MATHEMATICS
     | {"images", "blend", "shards", "heldout", "scenes", "shapes", "textures", "signals", "perceptual", "dift"},

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fp_lightning.bench.checkpoint import checkpoint
 from fp_lightning.bench.edit import edit, unet
 from fp_lightning.bench.generator import generator
 from fp_lightning.bench.loader import loader
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "loader": loader,
     "generator": generator,
     "plan": plan,
+    "checkpoint": checkpoint,
 }
 
 
