@@ -207,6 +207,8 @@ class EditDataModule(L.LightningDataModule):
             share = ShareSampler(len(samples), rank, world, even=self._forward_is_collective())
             return EditLoader(samples, batch_size=self.batch_size, sampler=share, **options)
         order = EpochSampler(len(samples), self.seed, rank, world)
+        if not len(order):
+            raise InputError(f"{world} processes cannot share {len(samples)} training samples; take fewer of them")
         loader = ResumableLoader(
             samples,
             batch_size=self.batch_size,

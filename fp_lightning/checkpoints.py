@@ -78,7 +78,10 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        reason = "the disk seems to be full" if cause is None else cause.strerror
         raise InputError(
             f"cannot write {path}: {reason}; the checkpoint of before is whole: make room and go on from it with "
             f"--ckpt_path {path}"

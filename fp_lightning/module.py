@@ -174,6 +174,7 @@ class FramePainterModule(AdamWModule):
         checkpoint["origin"] = {
             "model": self.editor.model,
             "trains": self.editor.trains,
+            "optimizer": self.optimizer,
             "size": None if size is None else list(size),
             "signals": None if signals is None else list(signals),
         }
@@ -207,6 +208,9 @@ class FramePainterModule(AdamWModule):
             )
         if changed:
             raise InputError(f"the checkpoint was trained with {', '.join(changed)}; set model.editor accordingly")
+        optimizer = checkpoint.get("origin", {}).get("optimizer", self.optimizer)
+        if optimizer != self.optimizer and self._trainer is not None and self.trainer.state.fn == "fit":
+            raise InputError(f"the checkpoint has moments of {optimizer}; go on with --model.optimizer {optimizer}")
         self.editor.trained = True
         data = getattr(self._trainer, "datamodule", None)
         known, asked = checkpoint.get("origin", {}).get("signals"), getattr(data, "signals", None)

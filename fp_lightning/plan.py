@@ -58,7 +58,8 @@ class Setting:
         ema: an average of the trainable weights is kept beside them.
         accumulate: micro-batches in one step.
         optimizer: see `AdamWModule`.
-        strategy: "auto" on one process, "ddp" (any of them), or "deepspeed_stage_2", also with "_offload".
+        strategy: "auto" on one process, "ddp", "ddp_views" where gradients are views of DDP's buckets, or
+            "deepspeed_stage_2", also with "_offload".
         processes: in all.
     """
 
@@ -163,14 +164,14 @@ def _moments(weight: Tensor, optimizer: str) -> int:
 def _shared(whole: Footprint, setting: Setting) -> Footprint:
     """What of it one process has under the strategy."""
     strategy, count = setting.strategy, setting.processes
-    if strategy.startswith("ddp"):
-        return replace(whole, buckets=whole.gradients if count > 1 else 0)
+    if strategy in ("ddp", "ddp_views"):
+        return replace(whole, buckets=whole.gradients if count > 1 and strategy == "ddp" else 0)
     if strategy.startswith("deepspeed_stage_2"):
         states = 0 if strategy.endswith("offload") else whole.optimiser // count
         return replace(whole, gradients=whole.gradients // count, optimiser=states)
     if strategy == "auto" and count == 1:
         return whole
-    raise InputError(f"plan knows auto, ddp and deepspeed_stage_2, got {strategy} on {count} processes")
+    raise InputError(f"plan knows auto, DDP and deepspeed_stage_2, got {strategy} on {count} processes")
 
 
 def editor_of(setting: Setting) -> FramePainter:
@@ -296,9 +297,18 @@ def setting_of(config: Any) -> tuple[Setting, int]:
         ema=any(name.endswith("TrainableEMA") for name in names),
         accumulate=trainer.accumulate_grad_batches or 1,
         optimizer=getattr(model, "optimizer", "adamw"),
-        strategy="auto" if processes == 1 else str(trainer.strategy),
+        strategy="auto" if processes == 1 else _strategy(trainer.strategy),
         processes=processes,
     ), trainer.max_steps
+
+
+def _strategy(given: Any) -> str:
+    """The name of `trainer.strategy`, also where it is a class with options."""
+    name = str(getattr(given, "class_path", given)).rpartition(".")[2]
+    if name != "DDPStrategy":
+        return "ddp" if name.startswith("ddp") else name
+    options = {**(given.get("init_args") or {}), **(given.get("dict_kwargs") or {})}
+    return "ddp_views" if options.get("gradient_as_bucket_view") else "ddp"
 
 
 def _devices(given: Any) -> int:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import transformers
@@ -49,6 +50,12 @@ class EditCLI(LightningCLI):
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and path not in ("last", "best", "hpc", "registry") and not Path(path).is_file():
             raise InputError(f"no checkpoint {path}; a run keeps its own in checkpoints/last.ckpt and best.ckpt")
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except ValueError as error:  # for instance a strategy that is unknown, or not for this accelerator
+            raise InputError(f"{str(error).splitlines()[0].rstrip('.')}; change the trainer's options") from error
 
 
 class Unbuilt(EditCLI):
@@ -119,8 +126,13 @@ def _told(command: str) -> Iterator[None]:
         raise InputError(one_line(str(error), command)) from error
     except MisconfigurationException as error:
         raise InputError(f"{str(error).splitlines()[0].rstrip('.')}; change the trainer's options") from error
-    except ValueError as error:  # jsonargparse wraps what a constructor raises
-        raise wrapped_input_error(error) or error from error
+    except ValueError as error:  # jsonargparse wraps what a constructor raises, or quotes it
+        if wrapped := wrapped_input_error(error):
+            raise wrapped from error
+        if missing := re.search(r"Requirement '?([^']+)'? not met|No module named '([^']+)'", str(error)):
+            package = missing[1] or missing[2]
+            raise InputError(f"this needs {package}: pip install '{package}', or leave out what needs it") from error
+        raise
 
 
 def wrapped_input_error(error: BaseException | None) -> InputError | None:

@@ -4,7 +4,10 @@ import copy
 import csv
 import hashlib
 import json
+import re
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import av
@@ -329,6 +332,7 @@ def test_every_recipe_is_run_above():
     whole = {str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml")}
     used = {argument for arguments in RECIPE_RUNS.values() for argument in arguments}
     used |= {f"signals/{name}" for name in SIGNALS} | {f"ablations/{name}" for name in ARMS}
+    used |= {f"loggers/{name}" for name in LOGGERS}
     assert whole - {"run"} <= used  # run.yaml is read before each
 
 
@@ -474,3 +478,58 @@ def test_complaints_of_the_parser_become_one_line():
         "Parser key 'model':\n  Does not validate\n  - Problem with x:\n      - Option 'zz' is not accepted\n  Given: y"
     )
     assert one_line(tree, "fit").startswith("Option 'zz' is not accepted;")
+
+
+SCENES = ["--config", "tiny", "--data.class_path=datamodules.SceneDataModule", "--data.size=[32,32]"]
+SCENES += ["--data.batch_size=2", "--data.train_samples=8", "--data.val_samples=2", "--trainer.val_check_interval=2"]
+SCENES += ["--model.sampling.num_inference_steps=1", "--model.warmup=0"]
+
+
+LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}  # recipe → package
+
+
+@pytest.mark.parametrize(("name", "package"), LOGGERS.items())
+def test_metrics_go_to_other_loggers_or_their_absence_is_one_line(run, tmp_path, monkeypatch, name, package):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    words = ["--config", f"loggers/{name}", "--trainer.max_steps=2", f"--trainer.default_root_dir={tmp_path}"]
+    status, _, err = run("fit", *SCENES, *words)
+    if find_spec(package):
+        assert status == 0, err
+        assert list(tmp_path.glob("wandb/offline-run-*")) or (tmp_path / "mlflow.db").is_file()
+        assert (tmp_path / "metrics.csv").is_file()
+    else:
+        assert status == 1 and package in one_line_of(err).lower() and "install" in one_line_of(err)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The checkpoint of a run of two steps."""
+    folder = tmp_path_factory.mktemp("stopped")
+    words = ["fit", *SCENES, "--trainer.max_steps=2", f"--trainer.default_root_dir={folder}"]
+    subprocess.run([sys.executable, "-m", "fp_lightning", *words], check=True, capture_output=True)
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trainer.strategy=fsdp"], "`fsdp` requires a GPU accelerator.*change the trainer's options"),
+        (["--trainer.strategy=quick"], "invalid strategy name: `strategy='quick'`.*change the trainer's options"),
+        (["--trainer.strategy=deepspeed_stage_2"], "DeepSpeed installed.*pip install"),
+        (["--data.seed=3"], "trained on other data; go on with that, or make an editor of it"),
+        (["--data.batch_size=3"], "4 samples into an epoch, no multiple of 1 processes with data.batch_size 3"),
+        (["--trainer.accumulate_grad_batches=4"], "2 batches into an epoch, no multiple of trainer.accumulate"),
+        (["--model.editor.trains=temporal"], "of another architecture: [0-9]+ unexpected .*use the recipe"),
+        (["--model.optimizer=adamw_8bit"], "has moments of adamw; go on with --model.optimizer adamw"),
+    ],
+)
+def test_what_cannot_go_on_is_one_line_and_leaves_the_checkpoint(run, stopped, tmp_path, words, message):
+    if "deepspeed" in words[0] and find_spec("deepspeed"):
+        pytest.skip("deepspeed is installed, so nothing is missing")
+    before = stopped.read_bytes()
+    common = ["fit", *SCENES, "--trainer.max_steps=4", f"--trainer.default_root_dir={tmp_path}"]
+    status, _, err = run(*common, "--ckpt_path", stopped, *words)
+    assert status == 1
+    assert re.search(message, one_line_of(err)), err
+    assert stopped.read_bytes() == before

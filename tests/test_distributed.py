@@ -22,7 +22,8 @@ RUN = [
     *("--trainer.log_every_n_steps=1", "--trainer.callbacks+=test_distributed.FrozenWeights"),
 ]
 ONE = ["--data.batch_size=4"]
-TWO = ["--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp"]
+TWO = ["--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy"]
+TWO += ['--trainer.strategy.dict_kwargs={"gradient_as_bucket_view": true}']  # as in svd.yaml
 
 
 class FrozenWeights(L.Callback):

@@ -12,7 +12,7 @@ from fp_lightning.plan import GIB, Setting, cheaper, fits, footprint, setting_of
 from fp_lightning.recipe_files import RECIPES, resolve_recipes
 from fp_lightning.trainer_cli import configuration
 
-PAPER = Setting(SVD, (576, 1024), 2, "bf16-mixed", gradient_checkpointing=True, strategy="ddp", processes=2)
+PAPER = Setting(SVD, (576, 1024), 2, "bf16-mixed", gradient_checkpointing=True, strategy="ddp_views", processes=2)
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-bf16", "tiny-checkpointing", "tiny-lora", "tiny-accumulate"])
@@ -108,7 +108,7 @@ def test_a_recipe_is_planned_with_the_options_of_fit(said):
         (["--trainer.precision", "64-true"], "plan knows 32-true, 16-mixed, bf16-mixed and bf16-true, got 64-true"),
         (
             ["--trainer.devices", "2", "--trainer.strategy", "fsdp"],
-            "plan knows auto, ddp and deepspeed_stage_2, got fsdp",
+            "plan knows auto, DDP and deepspeed_stage_2, got fsdp",
         ),
         (["--trainer.devices", "auto"], "set --trainer.devices, got auto"),
         (["--model.editor.nothing", "1"], "nothing"),
