@@ -1,11 +1,15 @@
 """Interactive image editing learned from video."""
 
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fp_lightning.editor import FramePainter, build_editor
     from fp_lightning.module import FramePainterModule
     from fp_lightning.pipeline import FramePainterPipeline
+
+# It warns at import that a kernel for products in 4 bits is missing, which nothing here uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __all__ = ["FramePainter", "FramePainterModule", "FramePainterPipeline", "build_editor"]
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from datamodules import SketchDataModule
 from fp_lightning.convert import RELEASED, convert_checkpoint, convert_pipeline, convert_released
 from fp_lightning.editor import OFFICIAL, build_editor
+from fp_lightning.edm import seeded_generator
 from fp_lightning.errors import InputError
-from fp_lightning.module import seeded_generator
 from fp_lightning.pipeline import FramePainterPipeline
 from fp_lightning.tensorfiles import open_tensors, write_tensors
 
@@ -227,5 +227,6 @@ def test_written_tensors_are_read_back_by_the_library(tmp_path, dtype):
 
 def test_the_data_module_is_remembered(run):
     origin = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["origin"]
-    assert origin == {"model": "tiny", "trains": "all", "size": [64, 64], "signals": ["sketch"]}
+    wanted = {"model": "tiny", "trains": "all", "optimizer": "adamw", "size": [64, 64], "signals": ["sketch"]}
+    assert origin == wanted
     assert SketchDataModule(pairs=None).signals == ("sketch",)
