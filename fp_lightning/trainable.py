@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Literal, get_args
 
 import torch
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from fp_lightning.control import ControlEncoder
@@ -77,11 +78,14 @@ def add_adapters(unet: FramePainterUNet, rank: int) -> None:
 def store_frozen(editor: nn.Module, dtype: torch.dtype) -> None:
     """Keeps what does not train of the U-Net's and image encoder's matrices and image convolutions in `dtype`.
 
-    Autocast to that type gives what it gave before, to the last bit: it converts them anyway, at every use.
+    Autocast to that type gives what it gave before, to the last bit: it converts them anyway, at every use. But those
+    of an image that was enlarged stay as they are, of which `specialise` uses sums of taps.
     """
     parts = [editor.get_submodule(name) for name in ("unet", "image_encoder")]
-    for module in chain.from_iterable(part.modules() for part in parts):
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.requires_grad:
+    modules = list(chain.from_iterable(part.modules() for part in parts))
+    summed = [module.conv for module in modules if isinstance(module, Upsample2D)]
+    for module in modules:
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.requires_grad and module not in summed:
             module.weight.data = module.weight.data.to(dtype)
 
 
