@@ -73,7 +73,8 @@ class FramePainterModule(AdamWModule):
             store_frozen(self.editor, autocast)
 
     def on_fit_end(self) -> None:
-        store_frozen(self.editor, torch.float32)
+        if self.trainer.precision in AUTOCAST:
+            store_frozen(self.editor, torch.float32)
 
     def _make_latents(self) -> None:
         """Those that the data asks to be kept on disk, each rank its share."""
