@@ -19,7 +19,8 @@ from fp_lightning.types import EditBatch
 class PredictionWriter(BasePredictionWriter):
     """Writes every edit to `<out>/NAME.png`, at the size of the user's own image (`EditBatch.full_size`).
 
-    `predict_step` returns float [b, 3, h, w] in [-1, 1]; resizing is bicubic and antialiased, before rounding.
+    `predict_step` returns float [b, 3, h, w] in [-1, 1], or a list of images whose sizes differ; resizing is bicubic
+    and antialiased, before rounding.
 
     Args:
         out: folder; by default `predictions` in the run, the trainer's default root folder.
@@ -37,15 +38,15 @@ class PredictionWriter(BasePredictionWriter):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Tensor,
+        prediction: Tensor | Sequence[Tensor],
         batch_indices: Sequence[int] | None,
         batch: EditBatch,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        for i, (name, image) in enumerate(zip(batch.name, prediction.float(), strict=True)):
+        for i, (name, image) in enumerate(zip(batch.name, prediction, strict=True)):
             size = batch.full_size[i] if batch.full_size else (image.shape[-2], image.shape[-1])
-            write_atomic(self._folder(trainer) / f"{name}.png", encode(unsqueeze(image, size)))
+            write_atomic(self._folder(trainer) / f"{name}.png", encode(unsqueeze(image.float(), size)))
             self._written += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

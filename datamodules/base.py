@@ -179,7 +179,8 @@ class EditDataModule(L.LightningDataModule):
         """One of the user's images with its signals, squeezed to the network's size."""
         image = self.images[index]
         source = to_unit_range(image.resized(self.size))[None]
-        return EditBatch(source, [image.name], full_size=[image.size], **self.mix.read(image, self.size))
+        signals = self.mix.read(image, self.size)
+        return EditBatch(source, [image.name], full_size=[image.size], edit=[image.edit()], **signals)
 
     def train_dataloader(self) -> DataLoader[EditBatch]:
         return self._loader("train")

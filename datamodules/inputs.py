@@ -1,4 +1,4 @@
-"""The folder a user edits from: NAME.(png|jpg|jpeg|webp) with NAME.SIGNAL.png and the like beside it."""
+"""The folder a user edits from: NAME.(png|jpg|jpeg|webp) with NAME.SIGNAL.png and the like beside it; saved edits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fp_lightning.edits import SUFFIX, Edit, read_edit
 from fp_lightning.errors import InputError
 from fp_lightning.images import IMAGES, ROW, read_image, squeeze
 from fp_lightning.signals.combine import SIGNALS
@@ -17,18 +18,31 @@ from fp_lightning.signals.combine import SIGNALS
 
 @dataclass(frozen=True)
 class InputImage:
-    """An image to edit: its path and its upright (height, width) in pixels."""
+    """An image to edit: its path and its upright (height, width) in pixels. NAME.edit.json holds image and signals."""
 
     path: Path
     size: tuple[int, int]
 
     @property
     def name(self) -> str:
-        return self.path.stem
+        return self.path.name.removesuffix(SUFFIX) if self.is_edit else self.path.stem
+
+    @property
+    def is_edit(self) -> bool:
+        return self.path.name.endswith(SUFFIX)
+
+    def edit(self) -> Edit | None:
+        """The saved edit, if it is one.
+
+        Raises:
+            InputError: it is not usable.
+        """
+        return read_edit(self.path) if self.is_edit else None
 
     def resized(self, size: tuple[int, int]) -> Tensor:
         """uint8 [3, h, w] at `size` (height, width), antialiased."""
-        return squeeze(read_image(self.path), size)
+        edit = self.edit()
+        return squeeze(edit.image if edit else read_image(self.path), size)
 
     def beside(self, suffixes: Sequence[str]) -> Path | None:
         """The first file NAME + suffix beside the image that exists."""
@@ -49,21 +63,26 @@ def list_inputs(folder: str | None) -> list[InputImage]:
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"data.inputs is {folder}, which is not a folder")
-    paths = sorted(p for p in root.iterdir() if p.suffix.lower() in IMAGES and Path(p.stem).suffix[1:] not in SIGNALS)
+    paths = sorted(
+        p
+        for p in root.iterdir()
+        if p.name.endswith(SUFFIX) or (p.suffix.lower() in IMAGES and Path(p.stem).suffix[1:] not in SIGNALS)
+    )
     if not paths:
         raise InputError(
             f"{folder} holds no image; put NAME.png (or jpg, webp) with its signal, as NAME.sketch.png, in it"
         )
-    by_stem: dict[str, Path] = {}
+    images: dict[str, InputImage] = {}
     for path in paths:
-        if path.stem in by_stem:
-            raise InputError(f"{by_stem[path.stem]} and {path} would have the same result; rename one")
-        by_stem[path.stem] = path
-    return [_probe(path) for path in paths]
+        image = _probe(path)
+        if image.name in images:
+            raise InputError(f"{images[image.name].path} and {path} would have the same result; rename one")
+        images[image.name] = image
+    return list(images.values())
 
 
 def _probe(path: Path) -> InputImage:
-    image = read_image(path)
+    image = read_edit(path).image if path.name.endswith(SUFFIX) else read_image(path)
     return InputImage(path, (image.height, image.width))
 
 

@@ -169,9 +169,13 @@ class SignalMix:
     def read(self, image: InputImage, size: tuple[int, int]) -> dict[str, Any]:
         """The `EditBatch` fields of a user's image, b = 1, from every one of the signals that lies beside it.
 
+        A saved edit holds its own, which stay there.
+
         Raises:
             InputError: there is none, or one is not usable.
         """
+        if image.is_edit:
+            return signal_fields(size, among=self.names)
         found = [(signal, path) for signal in self.signals if (path := image.beside(signal.suffixes))]
         if not found:
             wanted = " or ".join(image.name + signal.suffixes[0] for signal in self.signals)

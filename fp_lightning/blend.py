@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,6 +54,20 @@ def paste_back(photo: Tensor, edited: Tensor, mask: Tensor, shift: Tensor) -> Te
     image = F.interpolate((edited - shift)[None], size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
     weight = F.interpolate(mask[None], size, mode="bilinear", antialias=True)[0]
     return torch.lerp(to_unit_range(photo).to(image), image, weight)
+
+
+def region_weight(region: Tensor) -> Tensor:
+    """The weight of an edit that may change only a region, float [1, H, W]: 0 outside of it, 1 well inside.
+
+    It rises over 1/64 of the shorter side.
+
+    Args:
+        region: bool [1, H, W].
+    """
+    border = max(1, min(region.shape[-2:]) // 64)
+    padded = np.pad(region[0].numpy().astype(np.uint8), 1, mode="edge")  # the image's own border is no border of it
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    return torch.from_numpy(distance / border).clamp(max=1)[None]
 
 
 def _blur(image: Tensor, sigma: float) -> Tensor:

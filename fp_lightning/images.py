@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from fp_lightning.types import to_uint8
 
 logger = logging.getLogger(__name__)
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP")  # that are decoded when sent; MPO is how some phones name JPEG
 ROW = "[x_src, y_src, x_tgt, y_tgt]"
 
 
@@ -31,6 +34,70 @@ def read_image(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} is not a readable image ({error}); save it again as PNG") from error
+
+
+def decode_image(data: bytes, name: str, max_pixels: int, keep_transparency: bool = False) -> Image.Image:
+    """An image that somebody sent, as they would see it: RGB, upright, over white where it is transparent.
+
+    Told by its content, whatever its name; of an animation the first frame. The size is read before the pixels are.
+
+    Args:
+        data: a PNG, JPEG, WebP, GIF or BMP file.
+        name: what messages call it.
+        max_pixels: width × height at most.
+        keep_transparency: RGBA where it is transparent.
+
+    Raises:
+        InputError: it is empty, too large, damaged, or of another kind.
+    """
+    if not data:
+        raise InputError(f"{name} is empty (0 bytes); choose the file again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > max_pixels:
+                raise InputError(
+                    f"{name} has {image.width} × {image.height} pixels, more than {max_pixels / 1e6:g} million; "
+                    "make it smaller"
+                )
+            image.load()
+            drawn = ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} has more than {max_pixels / 1e6:g} million pixels; make it smaller") from error
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise all sorts of things on damaged files
+        raise InputError(f"{name} is not an image that can be read; save it as PNG or JPEG") from error
+    if drawn.has_transparency_data:
+        sheet = drawn.convert("RGBA")
+        if keep_transparency:
+            return sheet
+        return Image.alpha_composite(Image.new("RGBA", sheet.size, "white"), sheet).convert("RGB")
+    return upright(drawn)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """RGB, turned as its EXIF says; 16-bit grey is scaled to 8 bits, transparency is left out."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.array(image).astype(np.float32) / 257).round().astype(np.uint8))
+    return image.convert("RGB")
+
+
+def region_mask(drawn: Image.Image, image_size: tuple[int, int], name: str = "the region") -> Tensor:
+    """Where an edit may change its photo, bool [1, H, W] at `image_size` (height, width).
+
+    That is what is opaque, where the drawing has transparency, and otherwise what is bright.
+    """
+    _warn_of_stretching(drawn, image_size, name)
+    grey = _opaque(drawn) if drawn.has_transparency_data else drawn.convert("L")
+    resized = grey.resize((image_size[1], image_size[0]), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(resized) >= 128)[None]
+
+
+def _opaque(drawn: Image.Image) -> Image.Image:
+    return drawn.convert("RGBA").getchannel("A")
 
 
 def squeeze(image: Image.Image, size: tuple[int, int]) -> Tensor:
@@ -55,7 +122,7 @@ def strokes(drawn: Image.Image, image_size: tuple[int, int], size: tuple[int, in
     is inverted, and when its aspect is not that of `image_size`, the (height, width) of its image.
     """
     _warn_of_stretching(drawn, image_size, name)
-    alpha = np.array(drawn.convert("RGBA"))[..., 3]
+    alpha = np.array(_opaque(drawn))
     grey = alpha if alpha.min() < 128 else np.array(drawn.convert("L"))
     marked = grey >= 128
     if grey is not alpha and marked.mean() > 0.5:

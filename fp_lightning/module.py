@@ -6,6 +6,7 @@ import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
@@ -14,15 +15,17 @@ from torch.utils.data import DataLoader, Subset
 
 from fp_lightning.correspondence import CorrespondenceMetrics, attention_maps, entropy, probe
 from fp_lightning.editor import FramePainter
+from fp_lightning.edits import Edit
 from fp_lightning.edm import seeded_generators
 from fp_lightning.errors import InputError
-from fp_lightning.latents import LatentStore
+from fp_lightning.latents import LatentStore, fingerprint
 from fp_lightning.matching import spatial_attentions
 from fp_lightning.metrics import EditMetrics
 from fp_lightning.optimiser import AdamWModule, OptimizerName, Schedule
+from fp_lightning.pipeline import FramePainterPipeline
 from fp_lightning.sampler import Sampling, sample
 from fp_lightning.trainable import AUTOCAST, describe, store_frozen
-from fp_lightning.types import EditBatch
+from fp_lightning.types import EditBatch, to_unit_range
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +113,21 @@ class FramePainterModule(AdamWModule):
     def test_step(self, batch: EditBatch, batch_idx: int) -> dict[str, Tensor]:
         return self._evaluate(batch, "test")
 
-    def predict_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
-        return self._edit(batch)
+    def predict_step(self, batch: EditBatch, batch_idx: int) -> Tensor | list[Tensor]:
+        """Edits [b, 3, h, w] in [-1, 1]; a list, some at their photo's size, where saved edits are among them."""
+        if not batch.edit or not any(batch.edit):
+            return self._edit(batch)
+        return [self._reproduced(edit) if edit else self._edit(batch.one(i))[0] for i, edit in enumerate(batch.edit)]
+
+    def _reproduced(self, edit: Edit) -> Tensor:
+        """A saved edit, made again as the pipeline makes it: by its own settings and noise, alone."""
+        own = fingerprint(self.editor.control_encoder)
+        if edit.weights not in (None, own):
+            logger.warning("an edit was saved with %s, other weights than these: it will differ", edit.model)
+        pipe = FramePainterPipeline.from_editor(self.editor, (self.editor.size_multiple,) * 2)
+        pipe.set_progress_bar_config(disable=True)
+        edited = pipe(**edit.arguments(), return_dict=False)[0][0]
+        return to_unit_range(torch.from_numpy(np.array(edited)).movedim(-1, 0))
 
     def _evaluate(self, batch: EditBatch, stage: str) -> dict[str, Tensor]:
         losses = self.editor.losses(batch, seeded_generators(batch.name, self.seed, stage))

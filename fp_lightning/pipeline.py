@@ -14,20 +14,20 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, DiffusionPipeline, EulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from huggingface_hub import HfApi
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from transformers import CLIPVisionModelWithProjection
 
 from fp_lightning import edm
 from fp_lightning.backbone import local_folder
-from fp_lightning.blend import edit_mask, paste_back
+from fp_lightning.blend import edit_mask, paste_back, region_weight
 from fp_lightning.control import INJECTION_FACTOR, ControlEncoder
 from fp_lightning.editor import FramePainter
 from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic
 from fp_lightning.folders import empty_networks, open_part, read_index, read_json
-from fp_lightning.images import coarse_image, drags, squeeze, strokes, unsqueeze
+from fp_lightning.images import coarse_image, drags, region_mask, squeeze, strokes, unsqueeze, upright
 from fp_lightning.model_card import model_card
 from fp_lightning.sampler import Sampling, sample_latents
 from fp_lightning.signals.combine import signal_fields
@@ -61,7 +61,7 @@ class FramePainterPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "image_encoder->unet->vae"
     _exclude_from_cpu_offload = ["control_encoder"]  # noqa: RUF012  14 MB that every step needs
-    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+    _callback_tensor_inputs = ["latents", "denoised"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -240,6 +240,7 @@ class FramePainterPipeline(DiffusionPipeline):
         width: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         keep_unedited: bool = False,
+        region: Image.Image | list[Image.Image | None] | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -259,12 +260,15 @@ class FramePainterPipeline(DiffusionPipeline):
             generator: one for all, or one an image; on the CPU. None draws new noise at every call.
             keep_unedited: paste the photo back, to the last bit, where the edit did not change it, with a soft
                 border; see `edit_mask` for how that is found out.
+            region: bright, or opaque on a transparent sheet, where the photo may change; everywhere else it is kept
+                to the last bit. The border is soft on the inside.
             output_type: "pil"; "np", arrays [H, W, 3], or "pt", tensors [3, H, W], both float32 in [0, 1];
                 "latent", the scaled latents [b, 2, 4, h, w].
             return_dict: False returns a tuple of the images alone.
-            callback_on_step_end: called as (pipeline, step, timestep, {"latents": …}) after each step; the
-                dictionary that it returns may hold other latents to go on with. An exception ends the edit.
-            callback_on_step_end_tensor_inputs: of these, "latents" is there.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step; the dictionary that
+                it returns may hold other latents to go on with. An exception ends the edit.
+            callback_on_step_end_tensor_inputs: which tensors: "latents", and "denoised", the clean latents that they
+                lead to as the step saw them; both [b, 2, 4, h, w], scaled.
 
         With a list of images every signal that is given is a list as long, with None for an image that
         has another one.
@@ -274,15 +278,19 @@ class FramePainterPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
-        if keep_unedited and output_type == "latent":
-            raise InputError("keep_unedited needs images; leave it out with output_type latent")
-        if unknown := set(callback_on_step_end_tensor_inputs) - {"latents"}:
-            raise InputError(f"callback_on_step_end_tensor_inputs may hold latents, got {', '.join(sorted(unknown))}")
-        images = [_upright(item) for item in (image if isinstance(image, list) else [image])]
+        if (keep_unedited or region is not None) and output_type == "latent":
+            raise InputError("keep_unedited and region need images; leave them out with output_type latent")
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise InputError(
+                f"callback_on_step_end_tensor_inputs may hold {' and '.join(self._callback_tensor_inputs)}, "
+                f"got {', '.join(sorted(unknown))}"
+            )
+        images = [upright(_checked(item)) for item in (image if isinstance(image, list) else [image])]
         if not images:
             raise InputError("the list of images is empty; pass at least one")
         given = {"sketch": sketch, "coarse": coarse, "points": points}
         signals = {name: self._one_an_image(name, value, image) for name, value in given.items() if value is not None}
+        regions = [None] * len(images) if region is None else self._one_an_image("region", region, image)
         for index in range(len(images)):
             if all(values[index] is None for values in signals.values()):
                 raise InputError(f"image {index} has no signal; pass a sketch, a coarse edit or points for it")
@@ -303,29 +311,26 @@ class FramePainterPipeline(DiffusionPipeline):
 
         with self.progress_bar(total=num_inference_steps) as bar:
 
-            def progress(step: int, latents: Tensor) -> Tensor | None:
+            def progress(step: int, latents: Tensor, denoised: Tensor) -> Tensor | None:
                 bar.update()
                 if callback_on_step_end is None:
                     return None
-                tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-                return (callback_on_step_end(self, step, levels[step], tensors) or {}).get("latents")
+                tensors = {"latents": latents, "denoised": denoised}
+                asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                return (callback_on_step_end(self, step, levels[step], asked) or {}).get("latents")
 
             latents = sample_latents(editor, batch, settings, generator, progress)
         if output_type == "latent":
             self.maybe_free_model_hooks()
             return FramePainterOutput(images=latents) if return_dict else (latents,)
         edited = editor.decode(latents)[:, 1]
-        sizes = [(item.height, item.width) for item in images]
+        unchanged: Sequence[Tensor | None] = [None] * len(images)
         if keep_unedited:
-            photos = [torch.from_numpy(np.array(item)).movedim(-1, 0) for item in images]
             factor = self.vae.config.scaling_factor
-            unchanged = editor.decode(editor.encode(batch.source)[:, None].expand(-1, 2, -1, -1, -1) * factor)[:, 1]
-            results = [
-                unsqueeze(paste_back(photo, *(x.cpu() for x in (own, *edit_mask(own, other)))), full)
-                for photo, full, own, other in zip(photos, sizes, edited, unchanged, strict=True)
-            ]
-        else:
-            results = [unsqueeze(own, full) for own, full in zip(edited, sizes, strict=True)]
+            unchanged = list(
+                editor.decode(editor.encode(batch.source)[:, None].expand(-1, 2, -1, -1, -1) * factor)[:, 1]
+            )
+        results = [_pasted(*each) for each in zip(images, edited, unchanged, regions, strict=True)]
         self.maybe_free_model_hooks()
         outputs = [_as_type(result, output_type) for result in results]
         return FramePainterOutput(images=outputs) if return_dict else (outputs,)
@@ -376,14 +381,24 @@ class FramePainterPipeline(DiffusionPipeline):
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def _upright(image: Any) -> Image.Image:
-    """RGB, turned as its EXIF says; 16-bit grey is scaled to 8 bits."""
+def _checked(image: Any) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise InputError(f"image must be a PIL image, got {type(image).__name__}; open it with PIL.Image.open")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.array(image).astype(np.float32) / 257).round().astype(np.uint8))
-    return image.convert("RGB")
+    return image
+
+
+def _pasted(photo: Image.Image, edited: Tensor, unchanged: Tensor | None, region: Image.Image | None) -> Tensor:
+    """An edit [3, h, w] as uint8 at its photo's size, with the photo kept where it was not edited or may not be."""
+    size = (photo.height, photo.width)
+    if unchanged is None and region is None:
+        return unsqueeze(edited, size)
+    pixels = torch.from_numpy(np.array(photo)).movedim(-1, 0)
+    image = edited.cpu()
+    if unchanged is not None:
+        image = paste_back(pixels, image, *edit_mask(image, unchanged.cpu()))
+    if region is not None:
+        image = paste_back(pixels, image, region_weight(region_mask(region, size)), torch.zeros(3, 1, 1))
+    return unsqueeze(image, size)
 
 
 def _as_type(image: Tensor, output_type: OutputType) -> Any:

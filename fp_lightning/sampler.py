@@ -129,7 +129,8 @@ def sample_latents(
     Args:
         batch: with source and what the user drew, control, points or both; others are not looked at.
         generators: one a sample, on the CPU; a sample's result depends on its own alone.
-        progress: called after each step with the latents; it may return others.
+        progress: called after each step with the latents and the clean ones that they lead to, as the step saw them;
+            it may return other latents to go on with.
 
     Raises:
         InputError: height or width does not fit the network.

@@ -91,9 +91,16 @@ class EditBatch:
     image_latents: Tensor | None = None  # [b, k, c, h/8, w/8] of the source with each of k noises
     augmentation: Tensor | None = None  # [b, k] the level of each
     full_size: list[tuple[int, int]] | None = None  # (height, width) of the user's own image, in predict
+    edit: list[Any] | None = None  # in predict: the `Edit` that a sample reproduces, None for the others
 
     def __len__(self) -> int:
         return self.source.shape[0]
+
+    def one(self, index: int) -> EditBatch:
+        """One sample, a batch of one."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        alone: dict[str, Any] = {k: None if v is None else v[index : index + 1] for k, v in values.items()}
+        return EditBatch(**alone)
 
     def map(self, function) -> EditBatch:
         """A copy with `function` applied to every tensor."""

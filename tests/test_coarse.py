@@ -11,7 +11,7 @@ import torch
 
 from fp_lightning.errors import InputError
 from fp_lightning.scenes import Scene
-from fp_lightning.signals.coarse import coarse_edit, softmax_splat
+from fp_lightning.signals.coarse import Piece, coarse_edit, cut_and_paste, softmax_splat
 from fp_lightning.types import VideoPair
 
 MODES = ["splat", "cut"]
@@ -320,3 +320,33 @@ def test_all_may_leave_the_image(mode):
     pair = boxes(((40, 60, 100, 120), (70, 40)))
     pair.flow_to_target = torch.full_like(pair.flow_to_target, 400.0)
     assert coarse_edit(pair, mode).isfinite().all()
+
+
+# Pieces cut by hand
+
+
+def test_a_piece_goes_where_it_is_moved_and_its_place_is_filled():
+    photo = np.full((40, 60, 3), 50, np.uint8)
+    photo[10:20, 10:20] = (200, 100, 0)
+    square = np.array([[10, 10], [20, 10], [20, 20], [10, 20]], float)
+    move = np.array([[1, 0, 25], [0, 1, 8]], float)
+    edited = cut_and_paste(photo, [Piece(square, move)])
+    expected = np.full((40, 60, 3), 50, np.uint8)
+    expected[18:28, 35:45] = (200, 100, 0)
+    assert np.array_equal(edited, expected)
+    copied = cut_and_paste(photo, [Piece(square, move, copied=True)])
+    assert np.array_equal(copied[10:20, 10:20], photo[10:20, 10:20]) and np.array_equal(
+        copied[18:28, 35:45], photo[10:20, 10:20]
+    )
+    gone = cut_and_paste(photo, [Piece(square)])
+    assert (gone == 50).all()
+
+
+def test_a_piece_is_mirrored_and_turned_about_exact_positions():
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 255, (32, 32, 3), np.uint8)
+    square = np.array([[8, 8], [16, 8], [16, 16], [8, 16]], float)
+    mirrored = cut_and_paste(photo, [Piece(square, np.array([[-1, 0, 24], [0, 1, 0]], float), copied=True)])
+    assert np.array_equal(mirrored[8:16, 8:16], photo[8:16, 8:16][:, ::-1])
+    turned = cut_and_paste(photo, [Piece(square, np.array([[0, -1, 24], [1, 0, 0]], float), copied=True)])
+    assert np.array_equal(turned[8:16, 8:16], np.rot90(photo[8:16, 8:16], -1))

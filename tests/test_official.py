@@ -130,6 +130,8 @@ def test_guided_sampling_of_25_steps(golden, unet, control_encoder):
     control[..., 20:24, 10:50] = 1
     batch = EditBatch(source=to_unit_range(golden["photo"])[None], name=["a"], control=control)
     latents = []
-    edited = sample(editor, batch, Sampling(), [torch.Generator().manual_seed(7)], lambda step, x: latents.append(x))
+    edited = sample(
+        editor, batch, Sampling(), [torch.Generator().manual_seed(7)], lambda step, x, clean: latents.append(x)
+    )
     assert error(latents[-1], golden["latents"]) < 1e-5
     assert error(edited[0], golden["edited"]) < 1e-5

@@ -11,7 +11,7 @@ from fp_lightning.scenes import Scene
 from fp_lightning.shards import token_centres
 from fp_lightning.signals.combine import signal_fields
 from fp_lightning.signals.points import points
-from fp_lightning.signals.sketch import sketch
+from fp_lightning.signals.sketch import outlines, sketch
 from fp_lightning.types import VideoPair
 
 # --- sketches
@@ -254,3 +254,16 @@ def test_a_signal_that_is_not_among_the_batch_is_an_error(drawn):
         signal_fields(SIZE, points=drawn["points"], among=["sketch"])
     with pytest.raises(ValueError, match=r"must be \(3, 48, 32\), got \(3, 32, 48\)"):
         signal_fields((48, 32), coarse=drawn["coarse"])
+
+
+def test_outlines_of_a_photo_lie_on_its_edges():
+    photo = torch.full((3, 128, 192), 60, dtype=torch.uint8)
+    photo[:, 30:90, 50:120] = torch.tensor([200, 60, 60], dtype=torch.uint8)[:, None, None]
+    drawn = outlines(photo)
+    assert drawn.shape == photo.shape and set(drawn.unique().tolist()) == {0.0, 1.0}
+    near = torch.zeros(128, 192)
+    near[28:92, 48:122] = 1
+    near[32:88, 52:118] = 0
+    assert (drawn[0] * (1 - near)).sum() == 0  # nothing elsewhere
+    assert drawn[0, 40:80, 49:51].amax(-1).mean() > 0.95 and drawn[0, 29:31, 60:110].amax(0).mean() > 0.95
+    assert outlines(torch.full((3, 64, 64), 9, dtype=torch.uint8)).sum() == 0

@@ -68,6 +68,7 @@ def test_euler_equals_diffusers():
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_progress_is_told_every_step(solver):
-    seen = []
-    solver(lambda x, sigma, step: x, torch.ones(1), edm.karras_sigmas(4), lambda step, x: seen.append(step))
-    assert seen == [0, 1, 2, 3]
+    goal, seen = torch.full((1,), 0.25), []
+    solver(lambda *_: goal, torch.ones(1), edm.karras_sigmas(4), lambda *told: seen.append(told))
+    assert [step for step, _, _ in seen] == [0, 1, 2, 3]
+    assert all(torch.equal(clean, goal) for _, _, clean in seen) and not torch.equal(seen[0][1], goal)

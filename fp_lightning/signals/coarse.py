@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import cv2
@@ -61,6 +63,49 @@ def coarse_edit(
     else:
         raise InputError(f"mode {mode} of a coarse edit is unknown; choose splat or cut")
     return torch.from_numpy(image).permute(2, 0, 1).contiguous().float() / 255
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a photo that somebody cut out, and where it goes.
+
+    Args:
+        outline: polygon [n, 2] of positions (x, y) in pixels of the photo.
+        motion: [2, 3], takes positions of the photo to those of the edit; None: the piece is thrown away.
+        copied: the original stays in its place.
+    """
+
+    outline: NDArray[np.float64]
+    motion: NDArray[np.float64] | None = None
+    copied: bool = False
+
+
+def cut_and_paste(photo: NDArray[np.uint8], pieces: Sequence[Piece], grow: float = 3 / 512) -> NDArray[np.uint8]:
+    """A coarse edit by hand, made as training's "cut" is: RGB [h, w, 3].
+
+    Pieces are cut out of the photo, their places filled from around, and pasted in turn, later ones on top.
+
+    Args:
+        photo: RGB [h, w, 3].
+        grow: see `coarse_edit`.
+    """
+    masks = [filled(piece.outline, photo.shape[:2]) for piece in pieces]
+    holes = [mask for mask, piece in zip(masks, pieces, strict=True) if not piece.copied]
+    ground = _inpainted(photo, np.any(holes, axis=0), grow) if holes else photo
+    canvas = ground.astype(np.float32)
+    for mask, piece in zip(masks, pieces, strict=True):
+        if piece.motion is not None and mask.any():
+            index = piece.motion.copy()  # of pixel indices, whose centres are at half positions
+            index[:, 2] += piece.motion[:, :2] @ (0.5, 0.5) - 0.5
+            _paste(canvas, photo, mask, index)
+    return canvas.round().astype(np.uint8)
+
+
+def filled(outline: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Pixels whose centres a polygon [n, 2] of positions (x, y) holds, bool [h, w] at `size` (height, width)."""
+    shift = 4  # fractional bits of the vertices
+    vertices = np.rint((outline - 0.5) * (1 << shift)).astype(np.int32)
+    return cv2.fillPoly(np.zeros(size, np.uint8), [vertices], 1, shift=shift).astype(bool)
 
 
 def softmax_splat(values: Tensor, flow: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:

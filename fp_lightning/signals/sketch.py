@@ -54,7 +54,7 @@ def sketch(
     width = pair.size[1]
     flow = pair.flow_to_source.numpy()
     jump = max(threshold * width, share * float(np.quantile(np.hypot(*flow), 0.99)))
-    edges = _ridges(flow, least=max(jump / 2, strain))
+    edges, _ = _ridges(flow, least=max(jump / 2, strain))
     edges = _without_specks(edges, min_length * width)
     if rng is None:
         strokes = _thick(edges, line_width * width)
@@ -63,19 +63,38 @@ def sketch(
     return torch.from_numpy(strokes).float().expand(3, -1, -1).contiguous()
 
 
-def _ridges(flow: NDArray[np.float32], least: float) -> NDArray[np.uint8]:
-    """Where the gradient of flow [2, h, w] is at least `least` px/px and greatest across the edge.
+def outlines(image: Tensor, share: float = 0.2, line_width: float = 2.5 / 512, min_length: float = 24 / 512) -> Tensor:
+    """Edges of a photo as a user may trace them: float [3, h, w] in {0, 1}.
+
+    Found as `sketch` finds those of motion, in colour (L*a*b*, smoothed over 1/256 of the width) in place of flow.
+
+    Args:
+        image: uint8 [3, h, w].
+        share: least gradient, as a share of the image's own 99th percentile.
+        line_width, min_length: see `sketch`.
+    """
+    width = image.shape[-1]
+    pixels = np.ascontiguousarray(image.movedim(0, -1).numpy(), np.float32) / 255
+    lab = cv2.GaussianBlur(cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB), (0, 0), max(0.5, width / 256))
+    edges, magnitude = _ridges(np.moveaxis(lab.astype(np.float32), -1, 0), least=0)
+    edges &= (magnitude >= max(share * float(np.quantile(magnitude, 0.99)), 0.5)).astype(np.uint8)
+    strokes = _thick(_without_specks(edges, min_length * width), line_width * width)
+    return torch.from_numpy(strokes).float().expand(3, -1, -1).contiguous()
+
+
+def _ridges(field: NDArray[np.float32], least: float) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Where the gradient of a field [c, h, w] is at least `least` a pixel and greatest across the edge; and its size.
 
     A jump by d between two pixels has the gradient d / 2 on both of them.
     """
-    planes = [np.ascontiguousarray(plane) for plane in flow]
+    planes = [np.ascontiguousarray(plane) for plane in field]
     # 1/8 makes the Sobel sum a derivative per pixel; a border without a neighbour has no edge
     dx, dy = (
         np.stack([cv2.Sobel(p, cv2.CV_32F, *order, scale=1 / 8, borderType=cv2.BORDER_REPLICATE) for p in planes])
         for order in ((1, 0), (0, 1))
     )
-    # the structure tensor, over both components of the flow
-    xx, yy, xy = (a[0] * b[0] + a[1] * b[1] for a, b in ((dx, dx), (dy, dy), (dx, dy)))
+    # the structure tensor, over all components of the field
+    xx, yy, xy = (np.einsum("chw,chw->hw", a, b) for a, b in ((dx, dx), (dy, dy), (dx, dy)))
     angle = 0.5 * np.arctan2(2 * xy, xx - yy)  # across the edge
     magnitude = np.sqrt((xx + yy + np.hypot(xx - yy, 2 * xy)) / 2)  # root of its greater eigenvalue
     sector = np.round(angle / (np.pi / 4)).astype(int) % 4
@@ -87,7 +106,7 @@ def _ridges(flow: NDArray[np.float32], least: float) -> NDArray[np.uint8]:
         behind = padded[1 - y : 1 - y + height, 1 - x : 1 - x + width]
         # one strict comparison: of two equal pixels that face each other across a jump, one is kept
         ridge |= (sector == index) & (magnitude > ahead * (1 + 1e-4)) & (magnitude >= behind * (1 - 1e-4))
-    return (ridge & (magnitude >= least)).astype(np.uint8)
+    return (ridge & (magnitude >= least)).astype(np.uint8), magnitude
 
 
 def _without_specks(edges: NDArray[np.uint8], length: float) -> NDArray[np.uint8]:
