@@ -33,6 +33,7 @@ def main() -> int:
         "evaluate": ("score folders of images from any system on the same pairs, side by side", _evaluate),
         "benchmark": ("hold pairs out: a list with hashes, and the inputs for other systems", _benchmark),
         "study": ("a blind comparison by people: its page, and its result", _study),
+        "demo": ("the interactive editor, a web page and a service", _demo),
         "bench": ("measure speed, memory and accuracy beside references", _bench),
         "quickstart": ("clips, pairs, fit, validate and predict in one go", _quickstart),
     }
@@ -390,6 +391,28 @@ def _bench(arguments: list[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     options = parser.parse_args(arguments)
     bench(options.names, options.rounds, options.json)
+
+
+def _demo(arguments: list[str]) -> None:
+    from fp_lightning.demo.serve import serve
+
+    parser = _parser("demo", "The interactive editor: sketch, drag, cut and paste on a page. Ctrl+C ends it.")
+    parser.add_argument("--model", default="tiny-editor", help="pipeline folder, hub id, or tiny-editor")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all, with a password")
+    parser.add_argument("--port", type=int, default=7860, help="0 for any free one")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights; float16 on a GPU, else float32"
+    )
+    parser.add_argument("--password", help="asked of visitors, with the user name editor; a new one for other hosts")
+    parser.add_argument("--no-password", action="store_true", help="ask nobody, also on other hosts")
+    parser.add_argument("--queue", type=int, default=32, help="edits in the line at most")
+    parser.add_argument("--per-user", type=int, default=2, help="of them from one browser or program at most")
+    parser.add_argument("--max-megabytes", type=float, default=25, help="of an upload")
+    parser.add_argument("--max-megapixels", type=float, default=40, help="of a photo")
+    parser.add_argument("--keep-hours", type=float, default=24, help="work that nobody looks at is kept so long")
+    options = vars(parser.parse_args(arguments))
+    serve(open_to_all=options.pop("no_password"), **options)
 
 
 def _quickstart(arguments: list[str]) -> None:

@@ -261,11 +261,61 @@ def looked_at(query: Tensor, key: Tensor, tokens: int) -> Tensor:
         query: [h, n, d].
         key: [h, m, d], m ≥ tokens; attention is shared among all of them.
     """
-    found = []
+    return torch.cat([rows.argmax(-1) for rows in attention_rows(query, key, tokens)])
+
+
+def attention_rows(query: Tensor, key: Tensor, tokens: int) -> Iterator[Tensor]:
+    """Attention of some queries at a time to the first `tokens` keys, mean over heads: [rows, tokens] each.
+
+    Arguments are those of `looked_at`.
+    """
     for rows in query.split(max(1, ENTRIES // (key.shape[0] * key.shape[1])), dim=1):
         logits = rows.float() @ key.float().mT * query.shape[-1] ** -0.5
-        found.append(logits.softmax(-1)[..., :tokens].mean(0).argmax(-1))
-    return torch.cat(found)
+        yield logits.softmax(-1)[..., :tokens].mean(0)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Where every token of an edit comes from, by the last layer of the finest grid, mean over heads."""
+
+    grid: tuple[int, int]  # (rows, columns) of tokens
+    best: Tensor  # long [n]: the source token with the most attention
+    cells: tuple[int, int]  # (rows, columns) of blocks of tokens, in both images
+    maps: Tensor  # float [m, m]: how much a block of the edit attends to each block of the source, mean over its tokens
+
+
+@torch.no_grad()
+def matches(
+    editor: FramePainter, batch: EditBatch, generators: edm.Generators, sigma: float = 1.0, most: int = 1024
+) -> Matches | None:
+    """The matches of one edit; None where the network has no attention between frames.
+
+    Args:
+        batch: one sample, with the edit as target; generators, sigma: see `probe`.
+        most: blocks at most; they are as small as that allows, one token at least.
+    """
+    finest: Seen | None = None
+    for seen in probe(editor, batch, sigma, generators):
+        if finest is None or seen.tokens >= finest.tokens:
+            finest = seen
+    if finest is None:
+        return None
+    height, width = batch.source.shape[-2:]
+    stride = (height * width / finest.tokens) ** 0.5
+    rows, columns = round(height / stride), round(width / stride)
+    sides = [n for n in range(1, min(rows, columns) + 1) if rows % n == 0 == columns % n]
+    side = next((n for n in sides if finest.tokens <= most * n * n), sides[-1])
+    cells = (rows // side, columns // side)
+    token = torch.arange(finest.tokens, device=batch.source.device)
+    block = token // columns // side * cells[1] + token % columns // side
+    maps = torch.zeros(cells[0] * cells[1], cells[0] * cells[1], device=batch.source.device)
+    best, begin = [], 0
+    for attention in attention_rows(finest.query[0], finest.key[0], finest.tokens):
+        best.append(attention.argmax(-1))
+        pooled = attention.new_zeros(len(attention), maps.shape[1]).index_add_(1, block, attention)
+        maps.index_add_(0, block[begin : begin + len(attention)], pooled)
+        begin += len(attention)
+    return Matches((rows, columns), torch.cat(best).cpu(), cells, (maps / side**2).cpu())
 
 
 def reassembled(source: Tensor, found: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from base64 import b64decode, b64encode
@@ -16,7 +15,7 @@ from PIL import Image
 
 from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic
-from fp_lightning.images import decode_image, drags
+from fp_lightning.images import decode_image, drags, png_bytes
 
 FORMAT = "fp_lightning edit 1"
 SUFFIX = ".edit.json"
@@ -134,9 +133,6 @@ def parse_edit(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Edit:
     points = content.get("points")
     if points is not None:
         drags(points, (photo.height, photo.width), (photo.height, photo.width), f"points of {name}")
-    seed = content.get("seed", 0)
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise InputError(f"{name} has the seed {str(seed)[:30]}; it must be a whole number from 0 to 2^63 − 1")
     return Edit(
         photo.convert("RGB"),
         image("sketch"),
@@ -144,7 +140,7 @@ def parse_edit(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Edit:
         points,
         image("region"),
         settings=check_settings(content.get("settings", {}), name),
-        seed=seed,
+        seed=check_seed(content.get("seed", 0), name),
         model=text("model"),
         weights=text("weights"),
         drawing=content.get("drawing"),
@@ -169,12 +165,19 @@ def check_settings(settings: Any, name: str) -> dict[str, Any]:
     return settings
 
 
+def check_seed(seed: Any, name: str) -> int:
+    """`seed` if it is one that torch takes.
+
+    Raises:
+        InputError: it is not.
+    """
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise InputError(f"{name} has the seed {str(seed)[:30]}; it must be a whole number from 0 to 2^63 − 1")
+    return seed
+
+
 def _to_text(image: Image.Image | None) -> str | None:
-    if image is None:
-        return None
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return PREFIX + b64encode(buffer.getvalue()).decode()
+    return None if image is None else PREFIX + b64encode(png_bytes(image)).decode()
 
 
 def _from_text(text: Any, name: str, max_pixels: int) -> Image.Image | None:

@@ -77,6 +77,13 @@ def decode_image(data: bytes, name: str, max_pixels: int, keep_transparency: boo
     return upright(drawn)
 
 
+def png_bytes(image: Image.Image) -> bytes:
+    """The bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def upright(image: Image.Image) -> Image.Image:
     """RGB, turned as its EXIF says; 16-bit grey is scaled to 8 bits, transparency is left out."""
     image = ImageOps.exif_transpose(image)

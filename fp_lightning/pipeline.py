@@ -303,7 +303,7 @@ class FramePainterPipeline(DiffusionPipeline):
         size = (height or self.config.size[0], width or self.config.size[1])
         editor.check_size(size)
         samples = [
-            self._sample(str(index), item, {name: values[index] for name, values in signals.items()}, size)
+            self.sample(str(index), item, {name: values[index] for name, values in signals.items()}, size)
             for index, item in enumerate(images)
         ]
         batch = EditBatch.cat(samples).to(self._execution_device)
@@ -336,7 +336,7 @@ class FramePainterPipeline(DiffusionPipeline):
         return FramePainterOutput(images=outputs) if return_dict else (outputs,)
 
     @staticmethod
-    def _sample(name: str, image: Image.Image, signals: dict[str, Any], size: tuple[int, int]) -> EditBatch:
+    def sample(name: str, image: Image.Image, signals: dict[str, Any], size: tuple[int, int]) -> EditBatch:
         """One upright image with its signals, some of them None, at the network's size."""
         shape = (image.height, image.width)
         read = {

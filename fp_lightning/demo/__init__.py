@@ -1,0 +1,1 @@
+"""The interactive editor: a web page and a service over the pipeline."""

@@ -1,0 +1,65 @@
+"""Three photos to begin with, each with a drawing in one signal: procedural scenes, so that nothing is downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fp_lightning.scenes import GROUND, Scene
+
+SIZE = (256, 256)  # (height, width) in pixels
+CONTENT: dict[str, Any] = {"objects": (1, 1), "radius": (0.15, 0.3), "detail": 0.15, "motion": (0.25, 0.375)}
+SEEDS = {"sketch": 2, "drag": 35, "cut": 38}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A photo with a drawing of what happens next in its scene."""
+
+    mode: str  # of the canvas: "sketch", "drag" or "cut"
+    caption: str
+    photo: Image.Image
+    drawing: dict[str, Any]
+
+
+@cache
+def examples() -> list[Example]:
+    """The examples; the first one is what the page opens with."""
+    return [
+        Example("sketch", "Sketch: the outline says where it goes", *_drawn("sketch")),
+        Example("drag", "Drag: an arrow pulls it", *_drawn("drag")),
+        Example("cut", "Cut & paste: moved by hand", *_drawn("cut")),
+    ]
+
+
+def _drawn(mode: str) -> tuple[Image.Image, dict[str, Any]]:
+    scene = Scene(SEEDS[mode], SIZE, **CONTENT)
+    photo = Image.fromarray(scene.frame(0.0))
+    before, after = _outline(scene, 0.0), _outline(scene, 1.0)
+    (x, y), (u, v) = before.mean(0), after.mean(0)
+    if mode == "sketch":
+        closed = [*after.tolist(), after[0].tolist()]
+        return photo, {"strokes": [{"points": closed, "size": 3, "erase": False, "colour": "#ffffff"}]}
+    if mode == "drag":
+        return photo, {"arrows": [[round(float(n), 1) for n in (x, y, u, v)]]}
+    piece = {
+        "outline": before.tolist(), "move": [round(float(u - x), 1), round(float(v - y), 1)],
+        "angle": 0, "scale": 1, "mirror": False, "gone": False, "copied": False,
+    }  # fmt: skip
+    return photo, {"pieces": [piece]}
+
+
+def _outline(scene: Scene, time: float) -> NDArray[np.float64]:
+    """The outline of the scene's object at a time, positions [n, 2] in pixels."""
+    height, width = scene.size
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    inside = scene.layer(((np.stack([x, y], -1) + 0.5) / width).astype(np.float32), time) != GROUND
+    lines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    longest = max(lines, key=len)
+    return np.asarray(cv2.approxPolyDP(longest, 0.8, True)[:, 0] + 0.5, np.float64)

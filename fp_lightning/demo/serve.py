@@ -1,0 +1,165 @@
+"""`fp-lightning demo`: loads the model, and serves the page and its API until it is stopped."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fp_lightning.errors import InputError
+from fp_lightning.pipeline import FramePainterPipeline
+
+USER = "editor"  # of the password
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server."""
+
+    url: str
+    page: Any  # of `fp_lightning.demo.page`
+    folder: Path  # of all its files, removed at its end
+
+
+@contextmanager
+def served(
+    model: str = "tiny-editor",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    dtype: str | None = None,
+    password: str | None = None,
+    queue: int = 32,
+    per_user: int = 2,
+    max_megabytes: float = 25,
+    max_megapixels: float = 40,
+    keep_hours: float = 24,
+) -> Iterator[Served]:
+    """Serves until the block ends; then nothing of it is left on the disk.
+
+    Args:
+        model: pipeline folder, hub id, or "tiny-editor".
+        host, port: to listen on; port 0 takes any free one.
+        device: "auto" takes a GPU if there is one.
+        dtype: of the weights; by default float16 on a GPU, else float32.
+        password: that visitors are asked for, with the user name "editor"; None asks nobody.
+        queue, per_user: edits in the line at most, of all and of one browser or program.
+        max_megabytes, max_megapixels: of an upload.
+        keep_hours: after which work that nobody looks at is removed.
+
+    Raises:
+        InputError: gradio is not installed, the model cannot be loaded, or the port is taken.
+    """
+    try:
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        import gradio
+    except ImportError as error:
+        raise InputError("the demo needs gradio; pip install 'fp-lightning[demo]'") from error
+    from fp_lightning.demo.desk import Desk
+    from fp_lightning.demo.page import Page
+    from fp_lightning.demo.studio import Studio
+    from fp_lightning.demo.uploads import Uploads
+    from fp_lightning.demo.work import Works
+
+    for name, value in (("max-megabytes", max_megabytes), ("max-megapixels", max_megapixels)):
+        if not value > 0:
+            raise InputError(f"--{name} must be above 0, got {value:g}")
+    chosen = _device(device)
+    precision = getattr(torch, dtype or ("float16" if chosen == "cuda" else "float32"))
+    desk = Desk(queue, per_user)
+    pipe = FramePainterPipeline.from_pretrained(model, dtype=precision).to(chosen)
+    folder = Path(tempfile.mkdtemp(prefix="fp_lightning-demo-"))
+    cache = folder / "gradio"
+    cache.mkdir()
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    os.environ["GRADIO_TEMP_DIR"] = str(cache)
+    try:
+        uploads = Uploads(cache, int(max_megabytes * 1e6), int(max_megapixels * 1e6))
+        page = Page(Studio(pipe, str(model)), desk, Works(folder / "works", keep_hours), uploads)
+        page.blocks.queue(max_size=1000)
+        try:
+            _, url, _ = page.blocks.launch(
+                server_name=host,
+                server_port=port or _free_port(host),
+                auth=None if password is None else (USER, password),
+                max_file_size=int(max_megabytes * 1e6) + 1,
+                prevent_thread_lock=True,
+                quiet=True,
+                ssr_mode=False,
+                share=False,
+                theme=gradio.themes.Default(),
+                footer_links=["api"],
+            )
+        except OSError as error:
+            raise InputError(
+                f"port {port} of {host} cannot be used ({error}); choose another one with --port"
+            ) from error
+        try:
+            yield Served(url, page, folder)
+        finally:
+            desk.close()
+            page.blocks.close(verbose=False)
+    finally:
+        if before is None:
+            os.environ.pop("GRADIO_TEMP_DIR", None)
+        else:
+            os.environ["GRADIO_TEMP_DIR"] = before
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def serve(host: str, open_to_all: bool, password: str | None, **options: Any) -> None:
+    """Serves until Ctrl+C, and says where.
+
+    On another address than this machine's own there is a password: the given one, or a new one that is printed,
+    unless `open_to_all`.
+    """
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    local = _is_local(host)
+    if open_to_all and password:
+        raise InputError("--password and --no-password exclude each other; leave one out")
+    if not local and not open_to_all and password is None:
+        password = secrets.token_urlsafe(9)
+    with served(host=host, password=password, **options) as running:
+        print(f"The editor is at {running.url} (Ctrl+C ends it).")
+        if not local:
+            print(f"It listens on {host}: everybody who reaches this machine can reach it.")
+            if password is None:
+                print("It has no password, as you asked.")
+        if password is not None:
+            print(f"User name: {USER}   password: {password}")
+        sys.stdout.flush()
+        threading.Event().wait()
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _device(asked: str) -> str:
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise InputError("--device cuda: there is no GPU that torch can use; take cpu")
+    return ("cuda" if there else "cpu") if asked == "auto" else asked
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,30 @@
+// A row of pictures to choose from: {items: [{key, src, caption}], chosen}. What is chosen is the value's "chosen".
+const list = element.querySelector(".fp-pictures");
+
+function show() {
+  const { items = [], chosen } = props.value || {};
+  list.setAttribute("aria-label", props.about);
+  list.replaceChildren(...items.map((item) => {
+    const button = document.createElement("button"), caption = document.createElement("span");
+    button.setAttribute("role", "option");
+    button.setAttribute("aria-selected", item.key === chosen);
+    if (item.src) {
+      const picture = new Image();
+      picture.src = item.src;
+      picture.alt = item.caption;
+      button.append(picture);
+    } else button.append(Object.assign(document.createElement("i"), { textContent: "…" }));
+    caption.textContent = item.caption;
+    button.append(caption);
+    button.onclick = () => {
+      if (!item.key) return;
+      props.value = { ...props.value, chosen: item.key };
+      show();
+      trigger("select");
+    };
+    return button;
+  }));
+}
+
+watch("value", show);
+show();

@@ -1,0 +1,153 @@
+"""Makes edits with the pipeline, one after another, and tells how they come along."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_pil_image
+
+from fp_lightning.correspondence import Matches, matches
+from fp_lightning.demo.desk import Job
+from fp_lightning.demo.pictures import data_url
+from fp_lightning.edits import Edit
+from fp_lightning.edm import seeded_generators
+from fp_lightning.errors import InputError
+from fp_lightning.images import squeeze
+from fp_lightning.latents import fingerprint
+from fp_lightning.pipeline import FramePainterPipeline
+from fp_lightning.sampler import Sampling
+from fp_lightning.types import EditBatch, to_uint8, to_unit_range
+
+logger = logging.getLogger(__name__)
+PREVIEW_SHARE = 0.15  # of the time, at most, goes into previews
+MOST_STEPS = 200
+SAMPLING = ("num_inference_steps", "guidance_scale", "control_scale", "solver", "guidance_interval", "reuse")
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far an edit is."""
+
+    number: int  # of the candidate, from 0
+    done: int
+    steps: int
+    preview: str | None = None  # data URL of what it will be like; None: the last one still holds
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an edit took."""
+
+    seconds: float
+    memory: str  # in words
+
+
+class Studio:
+    """The pipeline, ready for edits from the page and from programs.
+
+    Args:
+        pipe: on its device.
+        name: of the model, for people and saved edits.
+    """
+
+    def __init__(self, pipe: FramePainterPipeline, name: str) -> None:
+        self.pipe, self.name = pipe, name
+        pipe.set_progress_bar_config(disable=True)
+        self.weights = fingerprint(pipe.control_encoder)
+        self.signals: tuple[str, ...] | None = None if pipe.config.signals is None else tuple(pipe.config.signals)
+
+    def prepared(self, edit: Edit) -> Edit:
+        """The edit with all that it depends on written down.
+
+        Raises:
+            InputError: a setting is not usable, or more than this server gives.
+        """
+        height, width = self.pipe.config.size
+        defaults = {"height": height, "width": width, "num_inference_steps": 25}
+        settings = {**defaults, **edit.settings}
+        Sampling(**{name: settings[name] for name in SAMPLING if name in settings})
+        size = (settings["height"], settings["width"])
+        self.pipe.editor.check_size(size)
+        if size[0] * size[1] > 2 * height * width:
+            raise InputError(f"{size[0]} × {size[1]} px is more than twice what the model works at, {height} × {width}")
+        if settings["num_inference_steps"] > MOST_STEPS:
+            raise InputError(f"{settings['num_inference_steps']} steps are more than {MOST_STEPS}; take fewer")
+        return Edit(**{**vars(edit), "settings": settings, "model": self.name, "weights": self.weights})
+
+    def make(self, job: Job, edits: Sequence[Edit], finished: Callable[[Edit, Image.Image], Any]) -> Cost:
+        """Makes the edits in turn; those that are finished stay so if the job is cancelled.
+
+        Tells the job a `Step` after each step, with a preview of the clean image that the step leads to.
+
+        Args:
+            edits: see `prepared`. One at a time, so that each is to the last bit what it is alone.
+            finished: is given each edit and its image.
+
+        Raises:
+            Cancelled: by the job.
+        """
+        start = time.perf_counter()
+        on_gpu = self.pipe.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        for number, edit in enumerate(edits):
+            images = self.pipe(**edit.arguments(), **self._watched(job, number, edit), return_dict=False)[0]
+            finished(edit, images[0])
+        if on_gpu:
+            memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of the GPU at most"
+        else:
+            memory = f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB in this process"
+        return Cost(time.perf_counter() - start, memory)
+
+    def _watched(self, job: Job, number: int, edit: Edit) -> dict[str, Any]:
+        """The pipeline's arguments that tell the job of every step."""
+        steps, start, spent = edit.settings["num_inference_steps"], time.perf_counter(), 0.0
+
+        def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> None:
+            nonlocal spent
+            job.check()
+            begun, preview = time.perf_counter(), None
+            if spent <= PREVIEW_SHARE * (begun - start) and step + 1 < steps:
+                clean = self.pipe.editor.decode(tensors["denoised"][:, 1:])[0, 0]
+                preview = data_url(to_pil_image(to_uint8(clean).cpu()))
+                spent += time.perf_counter() - begun
+            job.tell(Step(number, step + 1, steps, preview or _last_preview(job, number)))
+
+        return {"callback_on_step_end": tell, "callback_on_step_end_tensor_inputs": ("denoised",)}
+
+    def matches(self, edit: Edit, result: Image.Image) -> Matches | None:
+        """Where each place of a result comes from, see `fp_lightning.correspondence.matches`."""
+        size = (edit.settings["height"], edit.settings["width"])
+        given = edit.arguments()
+        shown = [given["sketch"]] if "sketch" in given else None
+        signals = {"sketch": shown, "coarse": given.get("coarse"), "points": given.get("points")}
+        batch = self.pipe.sample("result", edit.image, signals, size)
+        target = to_unit_range(squeeze(result, size))[None]
+        whole = EditBatch(**{**vars(batch), "target": target}).to(self.pipe.device)
+        return matches(self.pipe.editor, whole, seeded_generators(["result"], edit.seed, "matches"))
+
+
+def _last_preview(job: Job, number: int) -> str | None:
+    news = job.news
+    return news.preview if isinstance(news, Step) and news.number == number else None
+
+
+def sentence(error: BaseException) -> str:
+    """What to say to somebody whose edit failed; what they cannot mend is logged."""
+    if isinstance(error, InputError):
+        text = str(error)
+        return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    logger.error("an edit failed", exc_info=error)
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        gc.collect()
+        torch.cuda.empty_cache()
+        return "The GPU ran out of memory; your drawing is kept. Try again, or with a guidance of 1, which takes less."
+    return f"Something went wrong on the server ({type(error).__name__}); your drawing is kept. Try again."
