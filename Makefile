@@ -23,7 +23,13 @@ test: $(VENV)/.installed ## lint, types and the tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+
+demo: $(VENV)/.installed ## the interactive editor with the tiny build, at http://127.0.0.1:7860
+	$(VENV)/bin/fp-lightning demo
+
+chromium: ## Debian's Chromium, for the tests of the editor's page; without it they are skipped
+	command -v chromium > /dev/null || (apt-get update --quiet --quiet && apt-get install --yes --quiet --quiet chromium)
 
 notebooks: $(VENV)/.installed ## execute the notebooks in full, in place; the ablations take hours, and resume
 	$(VENV)/bin/python notebooks/execute.py
@@ -33,5 +39,5 @@ lint: $(VENV)/.installed ## ruff and mypy, with fixes where they are safe
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/mypy
 
-.PHONY: help install quickstart test notebooks lint
+.PHONY: help install quickstart test demo chromium notebooks lint
 .DEFAULT_GOAL := help

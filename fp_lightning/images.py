@@ -19,7 +19,7 @@ from fp_lightning.types import to_uint8
 
 logger = logging.getLogger(__name__)
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP")  # that are decoded when sent; MPO is how some phones name JPEG
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # that are decoded when sent
 ROW = "[x_src, y_src, x_tgt, y_tgt]"
 
 

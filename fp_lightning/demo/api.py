@@ -95,7 +95,7 @@ async def _made(
             async for _ in desk.watch(job):
                 pass
         finally:
-            job.cancel()
+            desk.cancel(job)
         job.future.result()
         return await asyncio.to_thread(_files, uploads, *results[0])
     except Exception as error:

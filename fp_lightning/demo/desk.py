@@ -24,20 +24,16 @@ class Job:
         self.user = user
         self.news: Any = None
         self.version = 0
-        self._cancelled = threading.Event()
+        self.cancelled = False
         self.future: Future[Any] = Future()
 
     def tell(self, news: Any) -> None:
         """Leaves news for those who watch; what they have not seen is replaced."""
         self.news, self.version = news, self.version + 1
 
-    def cancel(self) -> None:
-        """Ends it, at once while it waits and else at its next `check`."""
-        self._cancelled.set()
-
     def check(self) -> None:
         """Raises Cancelled if it was cancelled."""
-        if self._cancelled.is_set():
+        if self.cancelled:
             raise Cancelled
 
 
@@ -54,6 +50,7 @@ class Desk:
             raise InputError(f"the queue's limits must be 1 or more, got {limit} and {per_user} for one user")
         self.limit, self.per_user = limit, per_user
         self._jobs: list[Job] = []
+        self._at_work: Job | None = None
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="edit")
 
@@ -78,19 +75,22 @@ class Desk:
         return job
 
     def _run(self, job: Job, work: Callable[[Job], Any]) -> None:
+        with self._lock:
+            if job not in self._jobs:  # cancelled while it waited
+                return
+            self._at_work = job
+        error, result = None, None
         try:
-            job.check()
             result = work(job)
-        except BaseException as error:
-            self._leave(job)
-            job.future.set_exception(error)
-        else:
-            self._leave(job)
-            job.future.set_result(result)
-
-    def _leave(self, job: Job) -> None:
+        except BaseException as failure:
+            error = failure
         with self._lock:
             self._jobs.remove(job)
+            self._at_work = None
+        if error is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(error)
 
     def ahead(self, job: Job) -> int:
         """Jobs that come before it; 0 while it is in work."""
@@ -110,21 +110,28 @@ class Desk:
             place = ahead
             await asyncio.sleep(POLL)
 
-    def cancel(self, user: str) -> int:
-        """Cancels all jobs of a user; returns how many."""
+    def cancel(self, *jobs: Job) -> int:
+        """Ends jobs, at once while they wait and else at their next `check`; returns how many had not ended."""
         with self._lock:
-            own = [job for job in self._jobs if job.user == user]
-        for job in own:
-            job.cancel()
-        return len(own)
+            unended = [job for job in jobs if job in self._jobs]
+            waiting = [job for job in unended if job is not self._at_work]
+            for job in unended:
+                job.cancelled = True
+            for job in waiting:
+                self._jobs.remove(job)
+        for job in waiting:
+            job.future.set_exception(Cancelled())
+        return len(unended)
+
+    def of(self, user: str) -> list[Job]:
+        """A user's jobs, waiting or in work."""
+        with self._lock:
+            return [job for job in self._jobs if job.user == user]
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def close(self) -> None:
         """Cancels everything and waits for its end."""
-        with self._lock:
-            jobs = list(self._jobs)
-        for job in jobs:
-            job.cancel()
+        self.cancel(*self._jobs)
         self._worker.shutdown()

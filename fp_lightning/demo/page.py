@@ -17,11 +17,12 @@ from PIL import Image
 
 from fp_lightning.demo.api import add_api
 from fp_lightning.demo.components import canvas, matches, pictures, tree
-from fp_lightning.demo.desk import Cancelled, Desk
+from fp_lightning.demo.desk import Desk
 from fp_lightning.demo.drawing import signals_of
 from fp_lightning.demo.examples import Example, examples
 from fp_lightning.demo.pictures import SHOWN, data_url, shrunk, thumbnail
-from fp_lightning.demo.studio import Cost, Step, Studio, sentence
+from fp_lightning.demo.run import EditRun
+from fp_lightning.demo.studio import Step, Studio, sentence
 from fp_lightning.demo.uploads import Uploads
 from fp_lightning.demo.work import Node, Work, Works
 from fp_lightning.edits import Edit, read_edit
@@ -45,6 +46,7 @@ class Page:
 
     def __init__(self, studio: Studio, desk: Desk, works: Works, uploads: Uploads) -> None:
         self.studio, self.desk, self.works, self.uploads = studio, desk, works, uploads
+        self.runs: dict[str, EditRun] = {}  # under way, by token
         self.blocks = gr.Blocks(title="FramePainter", analytics_enabled=False, delete_cache=(600, 3600))
         with self.blocks:
             self._lay_out()
@@ -63,6 +65,10 @@ class Page:
             with gr.Column(scale=3, min_width=300):
                 self.canvas = canvas(elem_id="canvas")
                 with gr.Row():
+                    self.run = gr.Button("Edit", variant="primary", elem_id="edit", scale=3, min_width=120)
+                    self.stop = gr.Button("Cancel", elem_id="cancel", interactive=False, scale=1, min_width=80)
+                self.status = gr.HTML(_said("Ready."), elem_id="status")
+                with gr.Row():
                     self.upload = gr.UploadButton(
                         "Open a photo, or a saved edit", file_types=["image", ".json"], elem_id="upload", size="sm"
                     )
@@ -71,10 +77,6 @@ class Page:
                 ]
                 self.examples = pictures({"items": items}, height=64, about="Examples", elem_id="examples")
             with gr.Column(scale=2, min_width=300):
-                with gr.Row():
-                    self.run = gr.Button("Edit", variant="primary", elem_id="edit", scale=3)
-                    self.stop = gr.Button("Cancel", elem_id="cancel", interactive=False, scale=1)
-                self.status = gr.HTML(_said("Ready."), elem_id="status")
                 self.results = pictures(None, height=120, about="Candidates", elem_id="results")
                 self.compare = gr.ImageSlider(
                     label="Before and after",
@@ -84,10 +86,18 @@ class Page:
                     buttons=["fullscreen"],
                 )
                 with gr.Row():
-                    self.go_on = gr.Button("Continue from this", elem_id="continue", size="sm", interactive=False)
-                    self.recall = gr.Button("Its drawing again", elem_id="recall", size="sm", interactive=False)
-                    self.image_file = gr.DownloadButton("Image", elem_id="image", size="sm", interactive=False)
-                    self.edit_file = gr.DownloadButton("Edit as JSON", elem_id="json", size="sm", interactive=False)
+                    self.go_on = gr.Button(
+                        "Continue from this", elem_id="continue", size="sm", interactive=False, min_width=120
+                    )
+                    self.recall = gr.Button(
+                        "Its drawing again", elem_id="recall", size="sm", interactive=False, min_width=120
+                    )
+                    self.image_file = gr.DownloadButton(
+                        "Image", elem_id="image", size="sm", interactive=False, min_width=120
+                    )
+                    self.edit_file = gr.DownloadButton(
+                        "Edit as JSON", elem_id="json", size="sm", interactive=False, min_width=120
+                    )
                 with gr.Accordion("Where it comes from", open=False, elem_id="where"):
                     self.look = gr.Button("Look", size="sm", elem_id="look", interactive=False)
                     self.lookup = matches(elem_id="lookup")
@@ -169,13 +179,16 @@ class Page:
         return one
 
     # ---- what is opened ----------------------------------------------------------------------------------------------
-    def opened(self, token: Any) -> Updates:
-        """The page is loaded: its work is shown, or new work with the first example."""
+    async def opened(self, token: Any) -> AsyncIterator[Updates]:
+        """The page is loaded: its work is shown, an edit under way followed; or new work with the first example."""
         work = self.works.find(token)
         if work is None:
             work = self.works.new()
             self._begin(work, examples()[0])
-        return {self.token: work.token, **self._canvas(work.node(work.base)), **self._view(work), **self._idle()}
+        yield {self.token: work.token, **self._canvas(work.node(work.base)), **self._view(work), **self._idle()}
+        if work.token in self.runs:
+            async for updates in self._followed(self.runs[work.token]):
+                yield updates
 
     def uploaded(self, token: Any, path: str) -> Updates:
         """A photo or a saved edit was sent."""
@@ -310,40 +323,28 @@ class Page:
         work = self.works.open(token)
         base = work.node((drawing or {}).get("key") or work.base)
         edits = await asyncio.to_thread(self._edits, base, drawing, candidates, settings)
-        items: list[dict[str, Any]] = [{"caption": f"seed {edit.seed}"} for edit in edits]
+        run = self.runs[work.token] = EditRun(self.studio, self.desk, work, base.key, edits)
+        run.job.future.add_done_callback(lambda _: self.runs.pop(work.token, None))
+        async for updates in self._followed(run):
+            yield updates
 
-        def finished(edit: Edit, image: Image.Image) -> None:
-            node = work.add(image, edit, base.key, f"seed {edit.seed}, {_kinds(edit)}")
-            items[edit.seed - edits[0].seed] = {
-                "key": node.key, "src": thumbnail(image, 256), "caption": f"seed {edit.seed}"
-            }  # fmt: skip
-
-        job = self.desk.submit(work.token, lambda job: self.studio.make(job, edits, finished))
-        yield {
-            self.status: _said("Waiting …"), self.results: {"items": items},
-            self.run: gr.update(interactive=False), self.stop: gr.update(interactive=True),
-        }  # fmt: skip
-        async for news in self.desk.watch(job):
+    async def _followed(self, run: EditRun) -> AsyncIterator[Updates]:
+        """How a run comes along, until its candidates are shown."""
+        busy = {self.run: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
+        yield {self.status: _said("Waiting …"), self.results: {"items": run.items}, **busy}
+        async for news in self.desk.watch(run.job):
             if isinstance(news, Step):
-                items[news.number] = {**items[news.number], "src": news.preview}
-                yield {self.status: _said(_progress(news, len(edits)), share=_share(news, len(edits))),
-                       self.results: {"items": items}}  # fmt: skip
+                text, share = run.see(news)
+                yield {self.status: _said(text, share=share), self.results: {"items": run.items}}
             else:
                 yield {self.status: _said(_place(news))}
-        made = [item for item in items if item.get("key")]
-        try:
-            cost: Cost = job.future.result()
-            note = f"{len(made)} edit{'s' * (len(made) != 1)} in {cost.seconds:.1f} s; {cost.memory}."
-        except Cancelled:
-            note = f"Cancelled, {len(made)} of {len(edits)} made; your drawing is kept."
-        except Exception as error:
-            yield {self.results: {"items": made}, **(self._view(work) if made else {})}
-            raise error from None
-        chosen = made[-1]["key"] if made else None
+        made = run.made
         yield {
-            self.results: {"items": made, "chosen": chosen}, self.status: _said(note),
-            **(self._view(work) if made else {}), **self._idle(),
-        }  # fmt: skip
+            self.results: {"items": made, "chosen": made[-1]["key"] if made else None},
+            **(self._view(run.work) if made else {}),
+            **self._idle(),
+        }
+        yield {self.status: _said(run.result())}
 
     def _edits(self, base: Node, drawing: Any, candidates: Any, settings: tuple[Any, ...]) -> list[Edit]:
         """What was asked for, checked: an edit for each candidate."""
@@ -378,7 +379,7 @@ class Page:
 
     def cancel(self, token: Any) -> Updates:
         """Cancel was pressed."""
-        count = self.desk.cancel(self.works.open(token).token)
+        count = self.desk.cancel(*self.desk.of(self.works.open(token).token))
         return {self.status: _said("Cancelling …" if count else "There is nothing to cancel.")}
 
     async def looked(self, token: Any) -> AsyncIterator[Updates]:
@@ -416,20 +417,6 @@ def _said(text: str, alert: bool = False, share: float | None = None) -> str:
 
 def _place(ahead: int) -> str:
     return f"Waiting, {ahead} edit{'s' * (ahead != 1)} before yours …" if ahead else "Starting …"
-
-
-def _progress(step: Step, count: int) -> str:
-    which = f"Candidate {step.number + 1} of {count}, step" if count > 1 else "Step"
-    return f"{which} {step.done} of {step.steps}"
-
-
-def _share(step: Step, count: int) -> float:
-    return (step.number + step.done / step.steps) / count
-
-
-def _kinds(edit: Edit) -> str:
-    names = {"sketch": edit.sketch, "drag": edit.points, "cut & paste": edit.coarse}
-    return " + ".join(name for name, value in names.items() if value is not None)
 
 
 def _mode(drawing: Any) -> str | None:

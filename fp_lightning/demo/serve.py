@@ -103,9 +103,7 @@ def served(
                 footer_links=["api"],
             )
         except OSError as error:
-            raise InputError(
-                f"port {port} of {host} cannot be used ({error}); choose another one with --port"
-            ) from error
+            raise InputError(f"port {port} of {host} cannot be used; choose another one with --port") from error
         try:
             yield Served(url, page, folder)
         finally:

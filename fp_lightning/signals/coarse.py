@@ -102,10 +102,16 @@ def cut_and_paste(photo: NDArray[np.uint8], pieces: Sequence[Piece], grow: float
 
 
 def filled(outline: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Pixels whose centres a polygon [n, 2] of positions (x, y) holds, bool [h, w] at `size` (height, width)."""
-    shift = 4  # fractional bits of the vertices
-    vertices = np.rint((outline - 0.5) * (1 << shift)).astype(np.int32)
-    return cv2.fillPoly(np.zeros(size, np.uint8), [vertices], 1, shift=shift).astype(bool)
+    """Pixels whose centres a polygon [n, 2] of positions (x, y) winds around, bool [h, w] at `size` (height, width)."""
+    height, width = size
+    winding = np.zeros((height, width + 1), np.int16)  # by how much it changes at each pixel, from the left
+    for (x, y), (u, v) in zip(outline, np.roll(outline, -1, 0), strict=True):
+        low, high = np.clip(np.ceil(np.sort([y, v]) - 0.5), 0, height).astype(int)
+        rows = np.arange(low, high)
+        if len(rows):
+            crossing = x + (rows + 0.5 - y) * (u - x) / (v - y)
+            winding[rows, np.clip(np.ceil(crossing - 0.5), 0, width).astype(int)] += 1 if v > y else -1
+    return winding.cumsum(1, np.int16)[:, :width] != 0
 
 
 def softmax_splat(values: Tensor, flow: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:

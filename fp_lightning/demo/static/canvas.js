@@ -82,9 +82,9 @@ function picture(src) {
 }
 
 // ---- geometry ----------------------------------------------------------------------------------------------------
-function fit() {                                        // as large as the place allows, never above 75 % of the window
+function fit() {                                        // as large as the place allows, never above 62 % of the window
   if (!photo || !stage.clientWidth) return;
-  const width = Math.min(stage.clientWidth, (0.75 * innerHeight * photo.width) / photo.height);
+  const width = Math.min(stage.clientWidth, (0.62 * innerHeight * photo.width) / photo.height);
   const ratio = window.devicePixelRatio || 1;
   canvas.style.width = `${width}px`;
   canvas.style.height = `${(width * photo.height) / photo.width}px`;

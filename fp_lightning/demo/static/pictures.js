@@ -7,7 +7,7 @@ function show() {
   list.replaceChildren(...items.map((item) => {
     const button = document.createElement("button"), caption = document.createElement("span");
     button.setAttribute("role", "option");
-    button.setAttribute("aria-selected", item.key === chosen);
+    button.setAttribute("aria-selected", Boolean(item.key) && item.key === chosen);
     if (item.src) {
       const picture = new Image();
       picture.src = item.src;
