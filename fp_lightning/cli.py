@@ -411,6 +411,7 @@ def _demo(arguments: list[str]) -> None:
     parser.add_argument("--max-megabytes", type=float, default=25, help="of an upload")
     parser.add_argument("--max-megapixels", type=float, default=40, help="of a photo")
     parser.add_argument("--keep-hours", type=float, default=24, help="work that nobody looks at is kept so long")
+    parser.add_argument("--segmenter", metavar="MODEL", help="of the SAM family, folder or hub id: cut out by a click")
     options = vars(parser.parse_args(arguments))
     serve(open_to_all=options.pop("no_password"), **options)
 

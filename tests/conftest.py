@@ -77,3 +77,34 @@ def tiny_folder(tmp_path_factory):
     """A folder in SVD's format with random tiny weights, the U-Net's too."""
     torch.manual_seed(0)
     return write_tiny(tmp_path_factory.mktemp("model") / "svd", tiny_vae())
+
+
+@pytest.fixture(scope="session")
+def sam_folder(tmp_path_factory):
+    """A segmenter in SAM's format with random weights, small enough for a test."""
+    import transformers as t
+
+    width = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 16}
+    vision = t.SamVisionConfig(
+        **width,
+        output_channels=16,
+        image_size=64,
+        patch_size=8,
+        window_size=4,
+        global_attn_indexes=[0],
+        num_pos_feats=8,
+    )
+    prompts = t.SamPromptEncoderConfig(hidden_size=16, image_size=64, patch_size=8, mask_input_channels=4)
+    masks = t.SamMaskDecoderConfig(**width, iou_head_hidden_dim=16)
+    sides = {"size": 64, "mask_size": 16}
+    images = t.SamImageProcessor(
+        **{name: {"longest_edge": side} for name, side in sides.items()},
+        pad_size={"height": 64, "width": 64},
+        mask_pad_size={"height": 16, "width": 16},
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("sam")
+    config = t.SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=masks)
+    t.SamModel(config).save_pretrained(folder)
+    t.SamProcessor(images).save_pretrained(folder)
+    return folder

@@ -29,6 +29,7 @@ from fp_lightning.demo.desk import Cancelled, Desk
 from fp_lightning.demo.drawing import signals_of
 from fp_lightning.demo.examples import examples
 from fp_lightning.demo.run import EditRun
+from fp_lightning.demo.segmenter import Segmenter
 from fp_lightning.demo.serve import served
 from fp_lightning.demo.studio import Studio, sentence
 from fp_lightning.demo.uploads import Uploads
@@ -384,6 +385,34 @@ def test_failures_are_sentences(caplog):
     assert sentence(ZeroDivisionError("x")).startswith("Something went wrong on the server (ZeroDivisionError)")
     assert "an edit failed" in caplog.text
     assert "ran out of memory" in sentence(torch.cuda.OutOfMemoryError())
+
+
+# Clicks
+
+
+def test_a_click_finds_the_part_of_the_mask_that_it_is_in(sam_folder, monkeypatch):
+    segmenter, photo = Segmenter(str(sam_folder)), picture(90, 60)
+    mask = np.zeros((60, 90), bool)
+    mask[10:30, 10:40] = mask[40:50, 60:80] = True
+    monkeypatch.setattr(segmenter, "_mask", lambda *_: mask)
+    found = np.array(segmenter.find(photo, 20, 20))
+    assert found.min(0) == pytest.approx([10.5, 10.5]) and found.max(0) == pytest.approx([39.5, 29.5])
+    assert np.array(segmenter.find(photo, 60, 49)).min(0) == pytest.approx([60.5, 40.5])
+    assert segmenter.find(photo, 50, 5) is None
+
+
+def test_the_surest_mask_of_a_segmenter_is_taken_at_the_photos_size(sam_folder):
+    segmenter, photo = Segmenter(str(sam_folder)), picture(90, 60)
+    masks = [segmenter._mask(photo, x, 20) for x in (5, 80)]
+    assert all(mask.shape == (60, 90) and mask.dtype == bool for mask in masks)
+    assert not np.array_equal(*masks)  # the click matters
+
+
+@pytest.mark.parametrize("model", ["nobody/nothing", "tiny-editor"])
+def test_a_segmenter_that_is_none_is_refused_in_one_line(model):
+    with pytest.raises(InputError) as caught:
+        Segmenter(model)
+    assert model in str(caught.value) and "\n" not in str(caught.value)
 
 
 # Uploads

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 
 from fp_lightning.demo.examples import examples
 from fp_lightning.edits import read_edit
+from fp_lightning.signals.coarse import filled
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -431,5 +434,46 @@ def test_two_browsers_see_their_own_work_alone(browser, server, tmp_path):
     assert shown_edit(one).sketch is not None and shown_edit(one).points is None
     assert shown_edit(other).sketch is None and shown_edit(other).points is not None
     for user in (one, other):
+        user.context.close()
+        assert not user.errors
+
+
+def test_a_photo_that_is_dropped_is_opened(desktop):
+    user, key = desktop, desktop.key
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
+    buffer = io.BytesIO()
+    photo.save(buffer, "PNG")
+    user.page.evaluate(
+        """data => {
+            const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], "mine.png", { type: "image/png" }));
+            const drop = new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
+            document.querySelector("#canvas .stage").dispatchEvent(drop);
+        }""",
+        b64encode(buffer.getvalue()).decode(),
+    )
+    user.wait_for_another_photo(key)
+    assert np.array_equal(np.array(user.work.node(user.key).open()), np.array(photo))
+    assert "120 × 90 pixels" in user.wait_for_status("Opened")
+
+
+def test_a_click_cuts_out_what_a_segmenter_finds(browser, sam_folder, tmp_path):
+    from fp_lightning.demo.serve import served
+
+    with served(port=0, segmenter=str(sam_folder)) as running:
+        user = User(browser, running, DESKTOP, tmp_path)
+        user.press("Clear")
+        user.press("Cut & paste")
+        user.press("Click")
+        for x, y in ((60, 140), (128, 128), (200, 60), (30, 30)):  # a random one finds something at some of them
+            user.page.mouse.click(*user.place(x, y))
+            user.page.wait_for_function(
+                "() => /Cut out|Nothing was found/.test(document.querySelector('#canvas .hint').textContent)"
+            )
+            if user.drawing["pieces"]:
+                mask = filled(np.array(user.drawing["pieces"][0]["outline"]), (256, 256))
+                assert mask[y - 3 : y + 3, x - 3 : x + 3].any()
+                break
+        assert user.drawing["pieces"]
         user.context.close()
         assert not user.errors

@@ -5,20 +5,26 @@ Each is a `gr.HTML` with the template, style and script of static/NAME.{html,css
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
 import gradio as gr
 
 
-def canvas(**options: Any) -> gr.HTML:
+def canvas(segment: Callable[[Any], dict[str, Any]] | None, **options: Any) -> gr.HTML:
     """The photo and what is drawn on it. The value is the drawing, with the key of its photo.
 
     Its prop `photo` is what is opened: {"key", "src", "outlines", "width", "height", "drawing", "replace", "mode",
     "untrained"}. `drawing` is taken where the browser has none of that key, or in its place with `replace`;
-    `untrained` says of a mode what to expect of it.
+    `untrained` says of a mode what to expect of it. A file that is dropped on it, or pasted, is a `drop` event with
+    "path".
+
+    Args:
+        segment: {"key": of the photo, "at": [x, y]} → {"outline"} or {"error"}; None for no such tool.
     """
-    return _scripted("canvas", photo=None, **options)
+    served = {} if segment is None else {"server_functions": [segment]}
+    return _scripted("canvas", photo=None, segmenter=segment is not None, **served, **options)
 
 
 def pictures(value: Any, height: int, about: str, **options: Any) -> gr.HTML:

@@ -51,6 +51,12 @@ def signals_of(drawing: Any, photo: Image.Image) -> Signals:
     return given
 
 
+def outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The longest outline of a mask [h, w], as positions [n, 2] in pixels, to 0.8 of a pixel."""
+    lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return np.asarray(cv2.approxPolyDP(max(lines, key=len), 0.8, True)[:, 0] + 0.5, np.float64)
+
+
 def _sketch(strokes: Sequence[Any], size: tuple[int, int]) -> Image.Image | None:
     """Strokes on a transparent sheet, an eraser among them; None if nothing is left. All colours are one sketch."""
     sheet = np.zeros(size, np.uint8)

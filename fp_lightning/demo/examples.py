@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fp_lightning.demo.drawing import outline
 from fp_lightning.scenes import GROUND, Scene
 
 SIZE = (256, 256)  # (height, width) in pixels
@@ -59,7 +59,4 @@ def _outline(scene: Scene, time: float) -> NDArray[np.float64]:
     """The outline of the scene's object at a time, positions [n, 2] in pixels."""
     height, width = scene.size
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    inside = scene.layer(((np.stack([x, y], -1) + 0.5) / width).astype(np.float32), time) != GROUND
-    lines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    longest = max(lines, key=len)
-    return np.asarray(cv2.approxPolyDP(longest, 0.8, True)[:, 0] + 0.5, np.float64)
+    return outline(scene.layer(((np.stack([x, y], -1) + 0.5) / width).astype(np.float32), time) != GROUND)

@@ -22,11 +22,13 @@ from fp_lightning.demo.drawing import signals_of
 from fp_lightning.demo.examples import Example, examples
 from fp_lightning.demo.pictures import SHOWN, data_url, shrunk, thumbnail
 from fp_lightning.demo.run import EditRun
+from fp_lightning.demo.segmenter import Segmenter
 from fp_lightning.demo.studio import Step, Studio, sentence
 from fp_lightning.demo.uploads import Uploads
 from fp_lightning.demo.work import Node, Work, Works
 from fp_lightning.edits import Edit, read_edit
 from fp_lightning.errors import InputError
+from fp_lightning.images import drags
 from fp_lightning.sampler import Sampling
 from fp_lightning.signals.sketch import outlines
 from fp_lightning.solvers import SOLVERS
@@ -42,19 +44,22 @@ class Page:
 
     Args:
         studio, desk, works, uploads: what the page is a face of.
+        segmenter: finds what is under a click; None for no such tool.
     """
 
-    def __init__(self, studio: Studio, desk: Desk, works: Works, uploads: Uploads) -> None:
+    def __init__(
+        self, studio: Studio, desk: Desk, works: Works, uploads: Uploads, segmenter: Segmenter | None = None
+    ) -> None:
         self.studio, self.desk, self.works, self.uploads = studio, desk, works, uploads
         self.runs: dict[str, EditRun] = {}  # under way, by token
         self.blocks = gr.Blocks(title="FramePainter", analytics_enabled=False, delete_cache=(600, 3600))
         with self.blocks:
-            self._lay_out()
+            self._lay_out(segmenter)
             self._connect()
             add_api(studio, desk, uploads)
 
     # ---- layout ----------------------------------------------------------------------------------------------------
-    def _lay_out(self) -> None:
+    def _lay_out(self, segmenter: Segmenter | None) -> None:
         default = Sampling()
         self.token = gr.BrowserState(None, storage_key="fp_lightning", secret="fp_lightning")
         gr.Markdown(
@@ -63,7 +68,7 @@ class Page:
         )
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
-                self.canvas = canvas(elem_id="canvas")
+                self.canvas = canvas(self._segment(segmenter), elem_id="canvas")
                 with gr.Row():
                     self.run = gr.Button("Edit", variant="primary", elem_id="edit", scale=3, min_width=120)
                     self.stop = gr.Button("Cancel", elem_id="cancel", interactive=False, scale=1, min_width=80)
@@ -146,6 +151,7 @@ class Page:
 
         on(self.blocks.load, self.opened, [self.token], everything)
         on(self.upload.upload, self.uploaded, [self.token, self.upload], everything)
+        on(self.canvas.drop, self.dropped, [self.token], everything)
         on(self.examples.select, self.example_chosen, [self.token, self.examples], everything)
         on(self.run.click, self.edit, [self.token, self.canvas, self.candidates, *self.settings], everything)
         on(self.stop.click, self.cancel, [self.token], shown)
@@ -204,6 +210,26 @@ class Page:
         node = work.start(thing, "photo")
         note = f"Opened, {thing.width} × {thing.height} pixels. The model works at {self._size()}."
         return {**self._canvas(node), **self._view(work), self.results: {"items": []}, self.status: _said(note)}
+
+    def dropped(self, token: Any, event: gr.EventData) -> Updates:
+        """A photo or a saved edit was dropped on the canvas, or pasted."""
+        return self.uploaded(token, str(event.path))
+
+    def _segment(self, segmenter: Segmenter | None) -> Callable[[Any], dict[str, Any]] | None:
+        """What the canvas asks at a click."""
+        if segmenter is None:
+            return None
+
+        def segment(click: Any) -> dict[str, Any]:
+            try:
+                node = self.works.node(click["key"])
+                ((x, y),) = drags([[*click["at"], 0, 0]], node.size, node.size, "the click")[:, :2].tolist()
+                job = self.desk.submit(f"click {node.key}", lambda job: segmenter.find(node.open(), x, y))
+                return {"outline": job.future.result()}
+            except Exception as error:
+                return {"error": sentence(error)}
+
+        return segment
 
     def example_chosen(self, token: Any, value: Any) -> Updates:
         """An example was pressed."""
@@ -287,7 +313,8 @@ class Page:
         """The canvas with an image, and with a drawing where the browser has none of it, or in its place."""
         image = node.open()
         small = shrunk(image, SHOWN)
-        drawing = drawing or node.drawing if node.edit is None else drawing
+        if drawing is None and node.edit is None:
+            drawing = node.drawing
         photo = {
             "key": node.key,
             "src": data_url(small),

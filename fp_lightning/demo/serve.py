@@ -46,6 +46,7 @@ def served(
     max_megabytes: float = 25,
     max_megapixels: float = 40,
     keep_hours: float = 24,
+    segmenter: str | None = None,
 ) -> Iterator[Served]:
     """Serves until the block ends; then nothing of it is left on the disk.
 
@@ -58,6 +59,7 @@ def served(
         queue, per_user: edits in the line at most, of all and of one browser or program.
         max_megabytes, max_megapixels: of an upload.
         keep_hours: after which work that nobody looks at is removed.
+        segmenter: folder or hub id of a model that finds what is under a click, see `Segmenter`.
 
     Raises:
         InputError: gradio is not installed, the model cannot be loaded, or the port is taken.
@@ -69,6 +71,7 @@ def served(
         raise InputError("the demo needs gradio; pip install 'fp-lightning[demo]'") from error
     from fp_lightning.demo.desk import Desk
     from fp_lightning.demo.page import Page
+    from fp_lightning.demo.segmenter import Segmenter
     from fp_lightning.demo.studio import Studio
     from fp_lightning.demo.uploads import Uploads
     from fp_lightning.demo.work import Works
@@ -80,6 +83,7 @@ def served(
     precision = getattr(torch, dtype or ("float16" if chosen == "cuda" else "float32"))
     desk = Desk(queue, per_user)
     pipe = FramePainterPipeline.from_pretrained(model, dtype=precision).to(chosen)
+    finder = None if segmenter is None else Segmenter(segmenter, chosen)
     folder = Path(tempfile.mkdtemp(prefix="fp_lightning-demo-"))
     cache = folder / "gradio"
     cache.mkdir()
@@ -87,7 +91,8 @@ def served(
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
     try:
         uploads = Uploads(cache, int(max_megabytes * 1e6), int(max_megapixels * 1e6))
-        page = Page(Studio(pipe, str(model)), desk, Works(folder / "works", keep_hours), uploads)
+        works = Works(folder / "works", keep_hours)
+        page = Page(Studio(pipe, str(model)), desk, works, uploads, finder)
         page.blocks.queue(max_size=1000)
         try:
             _, url, _ = page.blocks.launch(

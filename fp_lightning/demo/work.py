@@ -143,6 +143,17 @@ class Works:
             raise InputError("your work on this server has expired; reload the page and send the photo again")
         return work
 
+    def node(self, key: Any) -> Node:
+        """The node of a key, whosever it is: keys are as secret as tokens.
+
+        Raises:
+            InputError: there is none (any more).
+        """
+        for work in self:
+            if isinstance(key, str) and key in work.nodes:
+                return work.nodes[key]
+        raise InputError("this image is no longer in the history; choose another one")
+
     def clean(self) -> None:
         """Removes work that is too old, or the oldest where there is too much."""
         limit = time.monotonic() - 3600 * self.hours

@@ -67,7 +67,7 @@ async function open(next) {
   else if (!same) { drawing = { ...empty(), ...copy(saved || next.drawing || {}) }; done = []; undone = []; }
   chosen = null;
   if (next.mode) select(next.mode);
-  find(".segmenter").classList.toggle("hidden", !next.segmenter);
+  find(".segmenter").classList.toggle("hidden", !props.segmenter);
   keep();
   fit();
 }
@@ -318,7 +318,7 @@ function paintFrames(px) {
 const REACH = (event) => (event.pointerType === "touch" ? 24 : 12) * unit();
 
 function press(event) {
-  if (!photo || (event.button && event.pointerType === "mouse")) return;
+  if (!photo || gesture || (event.button && event.pointerType === "mouse")) return;
   event.preventDefault();
   canvas.focus({ preventScroll: true });
   canvas.setPointerCapture(event.pointerId);
@@ -327,6 +327,7 @@ function press(event) {
   else if (mode === "drag") gesture = pressArrow(p, reach);
   else if (mode === "region") gesture = { area: [p], from: p };
   else gesture = pressPiece(p, reach);
+  if (gesture) gesture.pointer = event.pointerId;
   show();
 }
 
@@ -356,7 +357,7 @@ function pressPiece(p, reach) {
 }
 
 function pull(event) {
-  if (!gesture) return;
+  if (!gesture || gesture.pointer !== event.pointerId) return; // a second finger draws nothing
   const p = place(event), g = gesture;
   if (g.stroke) for (const part of event.getCoalescedEvents ? event.getCoalescedEvents() : [event]) g.stroke.points.push(place(part));
   else if (g.arrow) g.arrow.splice(2, 2, ...p);
@@ -380,10 +381,10 @@ function pullArrow(g, p) {
   }
 }
 
-function release() {
+function release(event) {
   const g = gesture;
+  if (!g || g.pointer !== event.pointerId) return;
   gesture = null;
-  if (!g) return;
   const large = (line) => { const [l, t, r, b] = extent(line); return line.length > 2 && r - l > 4 * unit() && b - t > 4 * unit(); };
   if (g.stroke) change(() => drawing.strokes.push(g.stroke));
   else if (g.arrow) { if (distance(g.arrow.slice(0, 2), g.arrow.slice(2)) > 3 * unit()) change(() => { chosen = drawing.arrows.push(g.arrow) - 1; }); else show(); }
@@ -407,7 +408,7 @@ function cut(outline) {
 
 async function segment(p) {
   hint("Looking for what is there …");
-  const found = await server.segment(photo.key, p[0], p[1]).catch(() => null);
+  const found = await server.segment({ key: photo.key, at: p }).catch(() => null);
   if (found && found.outline) cut(found.outline);
   else hint((found && found.error) || "Nothing was found there; draw around it with the lasso.");
 }
@@ -496,13 +497,28 @@ canvas.addEventListener("pointerdown", press);
 canvas.addEventListener("pointermove", pull);
 canvas.addEventListener("pointerup", release);
 canvas.addEventListener("pointercancel", release);
-canvas.addEventListener("keydown", (event) => {
+element.addEventListener("keydown", (event) => {
   const command = event.ctrlKey || event.metaKey, key = event.key.toLowerCase();
   if (command && key === "z") ACTIONS[event.shiftKey ? "redo" : "undo"]();
   else if (command && key === "y") ACTIONS.redo();
-  else if (key === "delete" || key === "backspace") (mode === "drag" ? ACTIONS["remove-arrow"] : ACTIONS.delete)();
+  else if ((key === "delete" || key === "backspace") && event.target.tagName !== "INPUT") (mode === "drag" ? ACTIONS["remove-arrow"] : ACTIONS.delete)();
   else return;
   event.preventDefault();
+});
+async function take(file) {                             // one that is dropped or pasted is opened as an upload is
+  hint(`Opening ${file.name} …`);
+  try {
+    trigger("drop", { path: (await upload(file)).path });
+  } catch { hint(`${file.name} could not be sent; it may be too large for this server.`); }
+}
+
+stage.addEventListener("dragover", (event) => event.preventDefault());
+stage.addEventListener("drop", (event) => {
+  event.preventDefault();
+  if (event.dataTransfer.files.length) take(event.dataTransfer.files[0]);
+});
+document.addEventListener("paste", (event) => {
+  if (element.isConnected && event.clipboardData.files.length) take(event.clipboardData.files[0]);
 });
 new ResizeObserver(fit).observe(stage);
 watch("photo", () => open(props.photo));

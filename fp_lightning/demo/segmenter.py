@@ -1,0 +1,68 @@
+"""A click → the outline of what is there, by a model of the SAM family (Kirillov et al. 2023, arXiv 2304.02643)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from fp_lightning.backbone import local_folder
+from fp_lightning.demo.drawing import outline
+from fp_lightning.errors import InputError
+
+SAM = "facebook/sam-vit-base"
+
+
+class Segmenter:
+    """Finds outlines.
+
+    Args:
+        model: folder in transformers' format, or hub id, of a model for mask generation.
+        device: where it runs.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+
+    def __init__(self, model: str, device: str = "cpu") -> None:
+        from transformers import AutoModelForMaskGeneration, AutoProcessor
+
+        folder = local_folder(model, ["*.json", "*.safetensors"], example=SAM)
+        try:
+            self.model = AutoModelForMaskGeneration.from_pretrained(folder, use_safetensors=True).to(device).eval()
+            self.processor = AutoProcessor.from_pretrained(folder)
+        except Exception as error:  # transformers raises many kinds
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{model} cannot be loaded as a segmenter ({reason}); give --segmenter a folder of {SAM} or the like"
+            ) from error
+
+    def find(self, image: Image.Image, x: float, y: float) -> list[list[float]] | None:
+        """The outline [n, 2] of what is at a position, in pixels; None if nothing is found there.
+
+        Args:
+            image: RGB.
+            x, y: in pixels.
+        """
+        mask = self._mask(image, x, y)
+        _, parts = cv2.connectedComponents(mask.astype(np.uint8))
+        row, column = min(int(y), image.height - 1), min(int(x), image.width - 1)
+        if not mask[row, column]:
+            return None
+        found = outline(parts == parts[row, column])
+        return found.tolist() if len(found) > 2 else None
+
+    @torch.no_grad()
+    def _mask(self, image: Image.Image, x: float, y: float) -> NDArray[np.bool_]:
+        """The mask that the model is surest of, bool [h, w]."""
+        inputs: Any = self.processor(
+            images=image, input_points=[[[[x, y]]]], input_labels=[[[1]]], return_tensors="pt"
+        ).to(self.model.device)
+        sizes = [inputs.pop(name).cpu() for name in ("original_sizes", "reshaped_input_sizes") if name in inputs]
+        found = self.model(**inputs)
+        masks = self.processor.post_process_masks(found.pred_masks.cpu(), *sizes)[0][0]
+        return np.asarray(masks[int(found.iou_scores.flatten().argmax())].numpy(), bool)
