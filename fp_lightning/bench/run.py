@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fp_lightning.bench.checkpoint import checkpoint
+from fp_lightning.bench.demo import demo
 from fp_lightning.bench.edit import edit, unet
 from fp_lightning.bench.generator import generator
 from fp_lightning.bench.loader import loader
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "generator": generator,
     "plan": plan,
     "checkpoint": checkpoint,
+    "demo": demo,
 }
 
 

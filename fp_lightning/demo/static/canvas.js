@@ -5,6 +5,7 @@
 //   pieces   [{outline: [[x, y], …], move: [dx, dy], angle, scale, mirror, gone, copied}]
 //   region   [[[x, y], …], …]
 // It is kept in the browser at every change, by the key of its photo.
+const GROW = 3 / 512;                                   // image widths by which holes are widened, as in training
 const STORE = "fp_lightning drawings", KEPT = 40, STEPS = 200;
 const COLOURS = ["#ffffff", "#ffd43b", "#ff6b6b", "#4dabf7", "#51cf66"];
 const HINTS = {
@@ -142,7 +143,7 @@ function handles(piece) {                               // the four corners, and
   };
 }
 
-function path(points, context = pen) {
+function path(points) {
   const shape = new Path2D();
   points.forEach(([x, y], i) => (i ? shape.lineTo(x, y) : shape.moveTo(x, y)));
   return shape;
@@ -170,7 +171,7 @@ function ground() {                                     // the photo with the ho
   const mask = sheet(width, height), stencil = mask.getContext("2d", { willReadFrequently: true });
   brush.drawImage(image, 0, 0, width, height);
   stencil.scale(width / photo.width, height / photo.height);
-  stencil.lineWidth = 2 / scale;
+  stencil.lineWidth = 2 * GROW * photo.width + 2 / scale;
   for (const outline of JSON.parse(cuts)) { stencil.fill(path(outline)); stencil.stroke(path([...outline, outline[0]])); }
   const pixels = brush.getImageData(0, 0, width, height), holes = stencil.getImageData(0, 0, width, height).data;
   let open = [];
@@ -195,12 +196,13 @@ function ground() {                                     // the photo with the ho
   const whole = fill.getContext("2d");
   whole.drawImage(image, 0, 0, fill.width, fill.height);
   whole.scale(fill.width / photo.width, fill.height / photo.height);
-  for (const outline of JSON.parse(cuts)) {
-    whole.save();
-    whole.clip(path(outline));
-    whole.drawImage(small, 0, 0, photo.width, photo.height);
-    whole.restore();
-  }
+  const patch = sheet(fill.width, fill.height), over = patch.getContext("2d");
+  over.scale(fill.width / photo.width, fill.height / photo.height);
+  over.lineWidth = 2 * GROW * photo.width;
+  for (const outline of JSON.parse(cuts)) { over.fill(path(outline)); over.stroke(path([...outline, outline[0]])); }
+  over.globalCompositeOperation = "source-in";
+  over.drawImage(small, 0, 0, photo.width, photo.height);
+  whole.drawImage(patch, 0, 0, photo.width, photo.height);
   fillOf = cuts;
   return fill;
 }
@@ -255,7 +257,7 @@ function paintStrokes(scale) {
 }
 
 function paintRegion(px) {
-  const shade = new Path2D(), shapes = [...drawing.region, ...(gesture && gesture.area ? [gesture.area] : [])];
+  const shapes = [...drawing.region, ...(gesture && gesture.area ? [gesture.area] : [])];
   pen.save();
   const layer = Object.assign(document.createElement("canvas"), { width: canvas.width, height: canvas.height });
   const brush = layer.getContext("2d");
