@@ -667,6 +667,20 @@ def lines_until(process: subprocess.Popen, word: str) -> list[str]:
     return lines
 
 
+def test_without_gradio_the_command_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(sys, "argv", ["fp-lightning", "demo"])
+    assert cli.main() == 1
+    assert "pip install 'fp-lightning[demo]'" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said(server, monkeypatch, capsys):
+    port = server.url.rstrip("/").rsplit(":", 1)[1]
+    monkeypatch.setattr(sys, "argv", ["fp-lightning", "demo", "--port", port])
+    assert cli.main() == 1
+    assert f"port {port} of 127.0.0.1 cannot be used" in capsys.readouterr().err
+
+
 def test_listening_to_all_is_said_and_has_a_password():
     process = start("--host", "0.0.0.0")
     try:

@@ -387,6 +387,25 @@ def test_failures_are_sentences_and_the_drawing_stays(desktop, tmp_path):
     assert user.drawing == drawing
 
 
+def test_an_example_is_as_new_when_it_is_pressed_and_undo_returns(desktop):
+    user, new = desktop, desktop.drawing
+    user.pull((50, 50), (150, 50))
+    mine = user.drawing
+    for _ in range(2):  # the second time nothing but the press is new
+        user.page.locator("#examples button").first.click()
+        user.page.wait_for_function("document.querySelector('#canvas [data-do=undo]').disabled === false")
+        user.page.wait_for_timeout(1000)
+        assert user.drawing == new
+        user.press("Undo")
+        assert user.drawing == mine
+    user.page.locator("#examples button").nth(1).click()
+    user.wait_for_another_photo(user.key)
+    assert user.drawing["arrows"] and not user.drawing["strokes"]
+    assert user.page.locator("#canvas [data-do=undo]").is_disabled(), (
+        "what was drawn on another photo is not undone here"
+    )
+
+
 def test_every_example_is_edited_as_it_comes(desktop):
     user = desktop
     for number, example in enumerate(examples()):

@@ -28,9 +28,9 @@ STEPS = 4  # of each of these
 
 def demo(rounds: int) -> list[Result]:
     """An edit of the first example with 25 guided steps by tiny-editor; then 20 people who make ten short ones each."""
-    from gradio_client import Client, handle_file
-
     with tempfile.TemporaryDirectory() as name, served(port=0, queue=PEOPLE, per_user=1) as running:
+        from gradio_client import Client, handle_file
+
         folder, studio = Path(name), running.page.studio
         example = examples()[0]
         edit = studio.prepared(Edit(example.photo, points=[[60.0, 150.0, 110.0, 90.0]]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from functools import wraps
@@ -190,8 +191,9 @@ class Page:
         work = self.works.find(token)
         if work is None:
             work = self.works.new()
-            self._begin(work, examples()[0])
-        yield {self.token: work.token, **self._canvas(work.node(work.base)), **self._view(work), **self._idle()}
+            await asyncio.to_thread(self._begin, work, examples()[0])
+        photo = await asyncio.to_thread(self._canvas, work.node(work.base))
+        yield {self.token: work.token, **photo, **await asyncio.to_thread(self._view, work), **self._idle()}
         if work.token in self.runs:
             async for updates in self._followed(self.runs[work.token]):
                 yield updates
@@ -317,6 +319,7 @@ class Page:
             drawing = node.drawing
         photo = {
             "key": node.key,
+            "opened": time.monotonic_ns(),  # the same photo again is a change, too
             "src": data_url(small),
             "outlines": _underlay(small),
             "width": image.width,
@@ -366,11 +369,8 @@ class Page:
             else:
                 yield {self.status: _said(_place(news))}
         made = run.made
-        yield {
-            self.results: {"items": made, "chosen": made[-1]["key"] if made else None},
-            **(self._view(run.work) if made else {}),
-            **self._idle(),
-        }
+        view = await asyncio.to_thread(self._view, run.work) if made else {}
+        yield {self.results: {"items": made, "chosen": made[-1]["key"] if made else None}, **view, **self._idle()}
         yield {self.status: _said(run.result())}
 
     def _edits(self, base: Node, drawing: Any, candidates: Any, settings: tuple[Any, ...]) -> list[Edit]:
@@ -413,11 +413,12 @@ class Page:
         """Look was pressed: where each place of the shown edit comes from."""
         work = self.works.open(token)
         node = work.node(work.shown)
-        if node.edit is None:
+        saved = node.edit
+        if saved is None:
             raise InputError("this is a photo; choose an edit")
-        edit = read_edit(node.edit)
+        edit, result = await asyncio.to_thread(lambda: (read_edit(saved), node.open()))
         yield {self.status: _said("Looking …")}
-        job = self.desk.submit(work.token, lambda job: self.studio.matches(edit, node.open()))
+        job = self.desk.submit(work.token, lambda job: self.studio.matches(edit, result))
         async for _ in self.desk.watch(job):
             pass
         found = job.future.result()
@@ -426,7 +427,7 @@ class Page:
         maps = (found.maps / found.maps.amax(1, keepdim=True) * 255).round().to(torch.uint8)
         value = {
             "source": data_url(shrunk(edit.image, 512)),
-            "edit": data_url(shrunk(node.open(), 512)),
+            "edit": data_url(shrunk(result, 512)),
             "grid": list(found.grid),
             "best": found.best.tolist(),
             "cells": list(found.cells),

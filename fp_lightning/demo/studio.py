@@ -61,6 +61,7 @@ class Studio:
     def __init__(self, pipe: FramePainterPipeline, name: str) -> None:
         self.pipe, self.name = pipe, name
         pipe.set_progress_bar_config(disable=True)
+        self.editor = pipe.editor
         self.weights = fingerprint(pipe.control_encoder)
         self.signals: tuple[str, ...] | None = None if pipe.config.signals is None else tuple(pipe.config.signals)
 
@@ -75,7 +76,7 @@ class Studio:
         settings = {**defaults, **edit.settings}
         Sampling(**{name: settings[name] for name in SAMPLING if name in settings})
         size = (settings["height"], settings["width"])
-        self.pipe.editor.check_size(size)
+        self.editor.check_size(size)
         if size[0] * size[1] > 2 * height * width:
             raise InputError(f"{size[0]} × {size[1]} px is more than twice what the model works at, {height} × {width}")
         if settings["num_inference_steps"] > MOST_STEPS:
@@ -116,7 +117,7 @@ class Studio:
             job.check()
             begun, preview = time.perf_counter(), None
             if spent <= PREVIEW_SHARE * (begun - start) and step + 1 < steps:
-                clean = self.pipe.editor.decode(tensors["denoised"][:, 1:])[0, 0]
+                clean = self.editor.decode(tensors["denoised"][:, 1:])[0, 0]
                 preview = data_url(to_pil_image(to_uint8(clean).cpu()))
                 spent += time.perf_counter() - begun
             job.tell(Step(number, step + 1, steps, preview or _last_preview(job, number)))
@@ -132,7 +133,7 @@ class Studio:
         batch = self.pipe.sample("result", edit.image, signals, size)
         target = to_unit_range(squeeze(result, size))[None]
         whole = EditBatch(**{**vars(batch), "target": target}).to(self.pipe.device)
-        return matches(self.pipe.editor, whole, seeded_generators(["result"], edit.seed, "matches"))
+        return matches(self.editor, whole, seeded_generators(["result"], edit.seed, "matches"))
 
 
 def _last_preview(job: Job, number: int) -> str | None:

@@ -21,6 +21,7 @@ const empty = () => ({ strokes: [], arrows: [], pieces: [], region: [] });
 const copy = (value) => JSON.parse(JSON.stringify(value));
 
 let photo = null, image = null, outlines = null;        // of the server; its pictures
+let opening = 0;                                        // how often a photo was opened
 let drawing = empty(), undone = [], done = [];
 let mode = "sketch", tool = "brush", colour = COLOURS[0], chosen = null, gesture = null;
 let fill = null, fillOf = "";                           // the ground with holes filled, and the cuts it belongs to
@@ -60,12 +61,14 @@ function step(from, to) {
 
 async function open(next) {
   if (!next) return;
+  const turn = ++opening;
   const key = next.key, [loaded, edges] = await Promise.all([picture(next.src), next.outlines && picture(next.outlines)]);
+  if (turn !== opening) return;                         // another one was opened meanwhile
   const saved = stored()[key];
   const same = photo && photo.key === key;
   photo = next; image = loaded; outlines = edges; fillOf = "";
+  if (!same) { drawing = { ...empty(), ...copy(saved || next.drawing || {}) }; done = []; undone = []; }
   if (next.replace) change(() => { drawing = { ...empty(), ...copy(next.drawing || {}) }; });
-  else if (!same) { drawing = { ...empty(), ...copy(saved || next.drawing || {}) }; done = []; undone = []; }
   chosen = null;
   if (next.mode) select(next.mode);
   find(".segmenter").classList.toggle("hidden", !props.segmenter);
