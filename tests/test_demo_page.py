@@ -64,7 +64,6 @@ class User:
         self.page.on("request", self._seen)
         self.page.goto(server.url)
         self.wait_for_canvas()
-        self.page.locator("#settings > button").click()
         self.set("Steps", steps)
 
     def _seen(self, request) -> None:
@@ -440,6 +439,16 @@ def test_an_edit_under_way_is_followed_after_a_reload(desktop):
     user.page.wait_for_selector("#results [aria-selected=true] img")
     assert "1 edit in " in user.wait_for_status("1 edit in ")
     assert user.page.locator("#tree button").count() == 2
+
+
+def test_a_new_seed_gives_another_edit(desktop):
+    user = desktop
+    user.edit()
+    first = shown_edit(user).seed
+    user.page.click("#new-seed")
+    user.page.wait_for_timeout(1000)
+    user.edit()
+    assert first == 0 and shown_edit(user).seed > 0
 
 
 def test_two_browsers_see_their_own_work_alone(browser, server, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import secrets
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
@@ -109,9 +110,11 @@ class Page:
                     self.lookup = matches(elem_id="lookup")
                 with gr.Accordion("History", open=True, elem_id="history"):
                     self.tree = tree(elem_id="tree")
-                with gr.Accordion("Settings", open=False, elem_id="settings"):
+                with gr.Accordion("Settings", elem_id="settings"):
                     self.candidates = gr.Slider(1, MOST_CANDIDATES, 1, step=1, label="Candidates")
-                    self.seed = gr.Number(0, precision=0, minimum=0, maximum=2**53, label="Seed of the first candidate")
+                    with gr.Row(equal_height=True):
+                        self.seed = gr.Number(0, precision=0, minimum=0, maximum=2**53, label="Seed", min_width=120)
+                        self.new_seed = gr.Button("New seed", size="sm", elem_id="new-seed", min_width=90)
                     self.steps = gr.Slider(1, 100, default.num_inference_steps, step=1, label="Steps")
                     self.control = gr.Slider(0, 2, default.control_scale, step=0.05, label="Control scale")
                     self.guidance = gr.Slider(1, 10, default.guidance_scale, step=0.1, label="Guidance")
@@ -160,6 +163,7 @@ class Page:
         on(self.tree.select, self.node_chosen, [self.token, self.tree], shown)
         on(self.go_on.click, self.continued, [self.token], everything)
         on(self.recall.click, self.recalled, [self.token], everything)
+        on(self.new_seed.click, self.seeded, [], [self.seed, self.status])
         on(self.look.click, self.looked, [self.token], [self.lookup, self.status])
 
     def _guarded(self, handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -270,6 +274,10 @@ class Page:
             **self._view(work),
             self.status: _said("The drawing and its settings are back; Undo returns to yours."),
         }
+
+    def seeded(self) -> Updates:
+        """New seed was pressed."""
+        return {self.seed: secrets.randbelow(2**31)}
 
     # ---- what is shown -----------------------------------------------------------------------------------------------
     def chosen(self, token: Any, value: Any) -> Updates:
