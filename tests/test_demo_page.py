@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from fp_lightning.demo.examples import examples
-from fp_lightning.edits import read_edit
+from fp_lightning.edits import Edit, read_edit
 from fp_lightning.signals.coarse import filled
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -135,6 +135,12 @@ class User:
         self.page.wait_for_selector("#cancel[disabled]")
         return self.status
 
+    def canvas_pixels(self, size: tuple[int, int]) -> np.ndarray:
+        """What the canvas shows, RGB [h, w, 3] at `size` (width, height)."""
+        url = self.page.evaluate("document.querySelector('#canvas canvas').toDataURL()")
+        image = Image.open(io.BytesIO(b64decode(url.partition(",")[2]))).convert("RGB")
+        return np.array(image.resize(size, Image.Resampling.BOX)).astype(int)
+
     def upload(self, path: Path) -> None:
         with self.page.expect_file_chooser() as chooser:
             self.page.click("#upload")
@@ -241,8 +247,12 @@ def test_a_lassoed_part_is_moved_scaled_turned_mirrored_copied_and_deleted(user)
     assert "1 edit in " in user.edit()
     user.shot("2-edited")
     edit = shown_edit(user)
+    user.press("Region")  # where no frames are drawn
     coarse, photo = np.array(edit.coarse).astype(int), np.array(edit.image).astype(int)
+    away = np.abs(user.canvas_pixels((256, 256)) - coarse).mean(-1)
+    assert np.median(away) <= 1 and np.mean(away > 24) < 0.02, "what is shown live is what the model is given"
     assert np.abs(coarse - photo)[100:160, 60:100].mean() > 5  # the hole, and what came over it
+    user.press("Cut & paste")
     user.pull((130, 110), (131, 110))  # choose it again
     user.press("Delete")
     assert user.drawing["pieces"][0]["gone"]
@@ -380,6 +390,9 @@ def test_failures_are_sentences_and_the_drawing_stays(desktop, tmp_path):
     user.upload(tmp_path / "holiday.png")
     assert "Holiday.png is not an image" in user.wait_for_status("is not an image")
     assert user.drawing == drawing and user.page.locator("#status [role=alert]").count() == 1
+    Edit(Image.new("RGB", (40, 30)), points=[[1, 1, 9, 9]], drawing={"strokes": 5}).save(tmp_path / "odd.edit.json")
+    user.upload(tmp_path / "odd.edit.json")
+    user.wait_for_status("Strokes of the drawing are no list")
     user.server.page.works._works.clear()
     user.page.click("#edit")
     assert "has expired; reload the page" in user.wait_for_status("expired")

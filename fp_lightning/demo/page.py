@@ -211,6 +211,7 @@ class Page:
                     "this edit was not drawn on a page, so there is no drawing to show; `predict` and the pipeline "
                     "can make it again"
                 )
+            signals_of(thing.drawing, thing.image)  # raises what is wrong with it
             node = work.start(thing.image, "photo", thing.drawing)
             return {**self._canvas(node), **self._settings(thing), **self._view(work), self.results: {"items": []}}
         node = work.start(thing, "photo")
