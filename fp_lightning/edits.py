@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -73,6 +74,9 @@ class Edit:
     def to_bytes(self) -> bytes:
         """The file: JSON with the images as PNG in it, so that it needs nothing beside it."""
         images = {name: _to_text(getattr(self, name)) for name in ("image", *SIGNAL_IMAGES)}
+        if self.coarse is not None and (self.coarse.mode, self.coarse.size) == ("RGB", self.image.size):
+            images["coarse_changes"] = _to_text(_changes(self.image, self.coarse))
+            del images["coarse"]
         content = {
             "format": FORMAT,
             "model": self.model,
@@ -130,13 +134,14 @@ def parse_edit(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Edit:
     photo = image("image")
     if photo is None:
         raise InputError(f"{name} has no image; save the edit again")
+    changes = image("coarse_changes")
     points = content.get("points")
     if points is not None:
         drags(points, (photo.height, photo.width), (photo.height, photo.width), f"points of {name}")
     return Edit(
         photo.convert("RGB"),
         image("sketch"),
-        image("coarse"),
+        image("coarse") if changes is None else _changed(photo, changes),
         points,
         image("region"),
         settings=check_settings(content.get("settings", {}), name),
@@ -174,6 +179,19 @@ def check_seed(seed: Any, name: str) -> int:
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise InputError(f"{name} has the seed {str(seed)[:30]}; it must be a whole number from 0 to 2^63 − 1")
     return seed
+
+
+def _changes(photo: Image.Image, edited: Image.Image) -> Image.Image:
+    """What is different in `edited`, transparent elsewhere: less to keep, and `_changed` is its exact inverse."""
+    before, after = np.array(photo.convert("RGB")), np.array(edited)
+    opaque = (before != after).any(-1, keepdims=True)
+    return Image.fromarray(np.concatenate([after * opaque, opaque.astype(np.uint8) * 255], -1))
+
+
+def _changed(photo: Image.Image, changes: Image.Image) -> Image.Image:
+    if changes.size != photo.size:
+        raise InputError(f"coarse_changes are {changes.size} pixels, their photo is {photo.size}; save the edit again")
+    return Image.alpha_composite(photo.convert("RGBA"), changes.convert("RGBA")).convert("RGB")
 
 
 def _to_text(image: Image.Image | None) -> str | None:

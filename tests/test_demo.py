@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -25,6 +27,7 @@ from PIL import Image
 
 from fp_lightning import cli
 from fp_lightning.correspondence import attention_maps, matches
+from fp_lightning.demo.controls import Controls
 from fp_lightning.demo.desk import Cancelled, Desk
 from fp_lightning.demo.drawing import signals_of
 from fp_lightning.demo.examples import examples
@@ -382,6 +385,8 @@ def test_a_model_without_attention_between_frames_has_no_matches():
 
 def test_failures_are_sentences(caplog):
     assert sentence(InputError("draw first; then press")) == "Draw first; then press."
+    assert sentence(InputError("my.png is empty")) == "my.png is empty."
+    assert sentence(Cancelled()) == "Cancelled; your drawing is kept."
     assert sentence(ZeroDivisionError("x")).startswith("Something went wrong on the server (ZeroDivisionError)")
     assert "an edit failed" in caplog.text
     assert "ran out of memory" in sentence(torch.cuda.OutOfMemoryError())
@@ -496,9 +501,44 @@ def test_bad_uploads_are_refused_in_one_line(name, tmp_path):
 
 
 def test_large_files_are_refused_before_they_are_read(tmp_path):
-    (tmp_path / "large.png").write_bytes(bytes(2000))
-    with pytest.raises(InputError, match="large.png has 0.0 MB, more than 0.001"):
-        Uploads(tmp_path, max_bytes=1000).read(str(tmp_path / "large.png"))
+    for name, start, size, limit in (("large.png", b"\x89PNG", 2000, "0.001"), ("large.json", b"{", 5000, "0.004")):
+        (tmp_path / name).write_bytes(start + bytes(size))
+        with pytest.raises(InputError, match=f"{name} has 0.0 MB, more than {limit}"):
+            Uploads(tmp_path, max_bytes=1000).photo_or_edit(str(tmp_path / name))
+
+
+def test_a_saved_edit_may_be_larger_than_a_photo(tmp_path):
+    data = an_edit(picture(60, 60)).to_bytes()
+    (tmp_path / "a.edit.json").write_bytes(data)
+    name, edit = Uploads(tmp_path, max_bytes=len(data) // 2).photo_or_edit(str(tmp_path / "a.edit.json"))
+    assert name == "a.edit.json" and edit.points == [[5, 5, 20, 20]]
+
+
+# Controls
+
+
+def test_controls_become_settings_and_come_back():
+    controls = Controls(3, 7, 12, 0.5, 2.5, "heun", True, 2, "0.2; 40")
+    assert controls.seeds() == [7, 8, 9]
+    edit = Edit(picture(8, 8), settings=controls.settings(), seed=7)
+    assert edit.settings["guidance_interval"] == (0.2, 40.0)
+    assert Controls.of(edit) == replace(controls, candidates=1, interval="0.2, 40")
+    assert Controls.of(Edit(picture(8, 8))) == Controls()
+
+
+@pytest.mark.parametrize(
+    ("controls", "message"),
+    [
+        (Controls(candidates=9), "candidates must be 1 to 4, got 9"),
+        (Controls(seed=-1), "the seed must be a whole number"),
+        (Controls(seed=None), "got None"),
+        (Controls(interval="0.2"), "must be two numbers, such as 0.2, 40; got 0.2"),
+        (Controls(interval="a, b"), "must be two numbers"),
+    ],
+)
+def test_controls_that_are_not_usable_are_said(controls, message):
+    with pytest.raises(InputError, match=message):
+        controls.seeds(), controls.settings()
 
 
 @pytest.mark.parametrize(
@@ -681,15 +721,19 @@ def test_a_port_that_is_taken_is_said(server, monkeypatch, capsys):
     assert f"port {port} of 127.0.0.1 cannot be used" in capsys.readouterr().err
 
 
-def test_listening_to_all_is_said_and_has_a_password():
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def test_listening_to_all_is_said_has_a_password_and_leaves_nothing(monkeypatch, tmp_path, number, status):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     process = start("--host", "0.0.0.0")
     try:
         said = "".join(lines_until(process, "password:"))
         assert "everybody who reaches this machine can reach it" in said and "User name: editor" in said
+        assert list(tmp_path.glob("fp_lightning-demo-*"))
     finally:
-        process.send_signal(2)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err and "interrupted" in err
+    assert process.returncode == status and "Traceback" not in err
+    assert not list(tmp_path.glob("fp_lightning-demo-*"))
 
 
 @pytest.mark.parametrize(

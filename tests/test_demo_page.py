@@ -325,6 +325,7 @@ def test_undo_redo_and_what_is_there_after_a_reload(user):
     assert user.key == key and user.drawing == before and list(user.work.nodes) == nodes
     assert user.page.locator("#tree button").count() == len(nodes)
     assert user.page.locator("#compare img").count() == 2
+    assert user.page.get_by_label("number input for Steps").input_value() == "4", "settings are as they were"
 
 
 def test_the_saved_edit_is_made_again_to_the_same_pixels_by_predict(desktop, tmp_path):
@@ -388,7 +389,7 @@ def test_failures_are_sentences_and_the_drawing_stays(desktop, tmp_path):
     drawing = user.drawing
     (tmp_path / "holiday.png").write_text("this is no picture")
     user.upload(tmp_path / "holiday.png")
-    assert "Holiday.png is not an image" in user.wait_for_status("is not an image")
+    assert "holiday.png is not an image" in user.wait_for_status("is not an image")
     assert user.drawing == drawing and user.page.locator("#status [role=alert]").count() == 1
     Edit(Image.new("RGB", (40, 30)), points=[[1, 1, 9, 9]], drawing={"strokes": 5}).save(tmp_path / "odd.edit.json")
     user.upload(tmp_path / "odd.edit.json")
@@ -454,6 +455,22 @@ def test_an_edit_under_way_is_followed_after_a_reload(desktop):
     assert user.page.locator("#tree button").count() == 2
 
 
+def test_two_tabs_show_the_same_drawing(desktop):
+    user, key = desktop, desktop.key
+    other = user.context.new_page()
+    other.goto(user.server.url)
+    other.wait_for_selector("#canvas canvas[data-ready]")
+    assert other.get_attribute("#canvas canvas", "data-ready") == key
+    user.pull((50, 50), (150, 50))
+    both = user.drawing
+    other.wait_for_timeout(500)
+    other.locator("#canvas").get_by_role("button", name="Clear").click()
+    user.page.wait_for_timeout(500)
+    assert user.drawing["strokes"] == []
+    user.press("Undo")  # here, too
+    assert user.drawing == both
+
+
 def test_a_new_seed_gives_another_edit(desktop):
     user = desktop
     user.edit()
@@ -495,7 +512,8 @@ def test_a_photo_that_is_dropped_is_opened(desktop):
     )
     user.wait_for_another_photo(key)
     assert np.array_equal(np.array(user.work.node(user.key).open()), np.array(photo))
-    assert "120 × 90 pixels" in user.wait_for_status("Opened")
+    assert "mine.png is opened, 120 × 90 pixels" in user.wait_for_status("is opened")
+    assert "mine.png" in user.page.inner_text("#tree")
 
 
 def test_a_click_cuts_out_what_a_segmenter_finds(browser, sam_folder, tmp_path):

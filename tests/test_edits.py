@@ -12,7 +12,7 @@ from PIL import Image
 
 from callbacks import PredictionWriter
 from datamodules import AllSignalsDataModule
-from fp_lightning.edits import FORMAT, Edit, parse_edit, read_edit
+from fp_lightning.edits import FORMAT, Edit, _to_text, parse_edit, read_edit
 from fp_lightning.errors import InputError
 from fp_lightning.latents import fingerprint
 from fp_lightning.module import FramePainterModule
@@ -53,6 +53,16 @@ def test_what_is_saved_is_read_again(tmp_path):
         assert getattr(edit, name) == getattr(read, name), name
 
 
+def test_of_a_coarse_edit_only_what_it_changes_is_kept(tmp_path):
+    photo = noise(300, 200)
+    coarse = photo.copy()
+    coarse.paste((1, 2, 3), (10, 10, 40, 40))
+    coarse.putpixel((100, 100), (0, 0, 0))
+    edit = Edit(photo, coarse=coarse)
+    assert len(edit.to_bytes()) < 1.1 * len(Edit(photo).to_bytes())
+    assert np.array_equal(np.array(read_edit(edit.save(tmp_path / "a.edit.json")).coarse), np.array(coarse))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -62,6 +72,7 @@ def test_what_is_saved_is_read_again(tmp_path):
         ({"image": "data:image/png;base64,aGk="}, "image of x is not an image that can be read"),
         ({"image": "data:image/png;base64,???"}, "image of x is damaged"),
         ({"sketch": 3}, "sketch of x is not a PNG"),
+        ({"coarse_changes": _to_text(noise(3, 4, "RGBA"))}, "coarse_changes are .3, 4. pixels"),
         ({"points": [[1, 2, 3000, 4]]}, "ends at .3000, 4., outside of its image"),
         ({"points": "all"}, "row 1 is a;"),
         ({"seed": -1}, "seed -1; it must be a whole number"),

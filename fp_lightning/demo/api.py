@@ -13,7 +13,7 @@ from PIL import Image
 from fp_lightning.demo.desk import Desk
 from fp_lightning.demo.studio import Studio, sentence
 from fp_lightning.demo.uploads import Uploads
-from fp_lightning.edits import SUFFIX, Edit, check_seed, check_settings, parse_edit
+from fp_lightning.edits import SUFFIX, Edit, check_seed, check_settings
 from fp_lightning.errors import InputError
 from fp_lightning.images import png_bytes
 
@@ -64,8 +64,7 @@ def add_api(studio: Studio, desk: Desk, uploads: Uploads) -> None:
         def asked() -> Edit:
             if not file:
                 raise InputError("there is no saved edit; send one")
-            name, data = uploads.read(file)
-            return parse_edit(data, name, uploads.max_pixels)
+            return uploads.edit(file)
 
         return await _made(studio, desk, uploads, asked, request)
 

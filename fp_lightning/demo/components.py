@@ -27,14 +27,15 @@ def canvas(segment: Callable[[Any], dict[str, Any]] | None, **options: Any) -> g
     return _scripted("canvas", photo=None, segmenter=segment is not None, **served, **options)
 
 
-def pictures(value: Any, height: int, about: str, **options: Any) -> gr.HTML:
+def pictures(value: Any, height: int, about: str, follow: bool = False, **options: Any) -> gr.HTML:
     """A row of pictures of which one is chosen: {"items": [{"key", "src", "caption"}], "chosen"}.
 
     Args:
         height: of a picture in pixels.
         about: what they are, for those who do not see them.
+        follow: the first picture of new ones is scrolled to where it can be seen.
     """
-    return _scripted("pictures", value, height=height, about=about, **options)
+    return _scripted("pictures", value, height=height, about=about, follow=follow, **options)
 
 
 def tree(**options: Any) -> gr.HTML:

@@ -5,44 +5,36 @@ from __future__ import annotations
 import asyncio
 import inspect
 import secrets
-import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from functools import wraps
-from html import escape
 from typing import Any
 
 import gradio as gr
-import numpy as np
 import torch
-from PIL import Image
 
 from fp_lightning.demo.api import add_api
-from fp_lightning.demo.components import canvas, matches, pictures, tree
+from fp_lightning.demo.controls import Controls
 from fp_lightning.demo.desk import Desk
 from fp_lightning.demo.drawing import signals_of
 from fp_lightning.demo.examples import Example, examples
-from fp_lightning.demo.pictures import SHOWN, data_url, shrunk, thumbnail
+from fp_lightning.demo.layout import Layout, example_pictures, said
+from fp_lightning.demo.pictures import SHOWN, data_url, shrunk
 from fp_lightning.demo.run import EditRun
 from fp_lightning.demo.segmenter import Segmenter
+from fp_lightning.demo.sheet import sheet
 from fp_lightning.demo.studio import Step, Studio, sentence
 from fp_lightning.demo.uploads import Uploads
 from fp_lightning.demo.work import Node, Work, Works
 from fp_lightning.edits import Edit, read_edit
 from fp_lightning.errors import InputError
 from fp_lightning.images import drags
-from fp_lightning.sampler import Sampling
-from fp_lightning.signals.sketch import outlines
-from fp_lightning.solvers import SOLVERS
 
-MOST_CANDIDATES = 4
-MODES = {"sketch": "sketch", "drag": "points", "cut": "coarse"}  # of the canvas, and their signals
-OUTLINES = (0, 200, 255)  # RGB of the underlay
 Updates = dict[Any, Any]
 
 
 class Page:
-    """Builds the page. Its components are attributes, so that handlers return updates by component.
+    """The page: its layout `ui`, and what happens on each event. Handlers return updates by component.
 
     Args:
         studio, desk, works, uploads: what the page is a face of.
@@ -56,115 +48,48 @@ class Page:
         self.runs: dict[str, EditRun] = {}  # under way, by token
         self.blocks = gr.Blocks(title="FramePainter", analytics_enabled=False, delete_cache=(600, 3600))
         with self.blocks:
-            self._lay_out(segmenter)
+            self.ui = Layout(self._segment(segmenter))
             self._connect()
             add_api(studio, desk, uploads)
 
-    # ---- layout ----------------------------------------------------------------------------------------------------
-    def _lay_out(self, segmenter: Segmenter | None) -> None:
-        default = Sampling()
-        self.token = gr.BrowserState(None, storage_key="fp_lightning", secret="fp_lightning")
-        gr.Markdown(
-            "## FramePainter\nDraw what shall change, pull it, or cut it out and move it; then press **Edit**. "
-            "Signals can be combined."
-        )
-        with gr.Row():
-            with gr.Column(scale=3, min_width=300):
-                self.canvas = canvas(self._segment(segmenter), elem_id="canvas")
-                with gr.Row():
-                    self.run = gr.Button("Edit", variant="primary", elem_id="edit", scale=3, min_width=120)
-                    self.stop = gr.Button("Cancel", elem_id="cancel", interactive=False, scale=1, min_width=80)
-                self.status = gr.HTML(_said("Ready."), elem_id="status")
-                with gr.Row():
-                    self.upload = gr.UploadButton(
-                        "Open a photo, or a saved edit", file_types=["image", ".json"], elem_id="upload", size="sm"
-                    )
-                items = [
-                    {"key": str(i), "src": thumbnail(e.photo), "caption": e.caption} for i, e in enumerate(examples())
-                ]
-                self.examples = pictures({"items": items}, height=64, about="Examples", elem_id="examples")
-            with gr.Column(scale=2, min_width=300):
-                self.results = pictures(None, height=120, about="Candidates", elem_id="results")
-                self.compare = gr.ImageSlider(
-                    label="Before and after",
-                    interactive=False,
-                    visible=False,
-                    elem_id="compare",
-                    buttons=["fullscreen"],
-                )
-                with gr.Row():
-                    self.go_on = gr.Button(
-                        "Continue from this", elem_id="continue", size="sm", interactive=False, min_width=120
-                    )
-                    self.recall = gr.Button(
-                        "Its drawing again", elem_id="recall", size="sm", interactive=False, min_width=120
-                    )
-                    self.image_file = gr.DownloadButton(
-                        "Image", elem_id="image", size="sm", interactive=False, min_width=120
-                    )
-                    self.edit_file = gr.DownloadButton(
-                        "Edit as JSON", elem_id="json", size="sm", interactive=False, min_width=120
-                    )
-                with gr.Accordion("Where it comes from", open=False, elem_id="where"):
-                    self.look = gr.Button("Look", size="sm", elem_id="look", interactive=False)
-                    self.lookup = matches(elem_id="lookup")
-                with gr.Accordion("History", open=True, elem_id="history"):
-                    self.tree = tree(elem_id="tree")
-                with gr.Accordion("Settings", elem_id="settings"):
-                    self.candidates = gr.Slider(1, MOST_CANDIDATES, 1, step=1, label="Candidates")
-                    with gr.Row(equal_height=True):
-                        self.seed = gr.Number(0, precision=0, minimum=0, maximum=2**53, label="Seed", min_width=120)
-                        self.new_seed = gr.Button("New seed", size="sm", elem_id="new-seed", min_width=90)
-                    self.steps = gr.Slider(1, 100, default.num_inference_steps, step=1, label="Steps")
-                    self.control = gr.Slider(0, 2, default.control_scale, step=0.05, label="Control scale")
-                    self.guidance = gr.Slider(1, 10, default.guidance_scale, step=0.1, label="Guidance")
-                    self.solver = gr.Dropdown(list(SOLVERS), value=default.solver, label="Solver")
-                    with gr.Accordion("More", open=False):
-                        self.keep = gr.Checkbox(False, label="Keep the photo where the edit changes nothing")
-                        self.reuse = gr.Slider(
-                            1,
-                            4,
-                            default.reuse,
-                            step=1,
-                            label="Deep features every n-th step; above 1 approximates",
-                        )
-                        self.interval = gr.Textbox(
-                            "", label="Guide noise levels from, to", placeholder="all; or for example 0.2, 40"
-                        )
-        self.settings = [
-            self.steps, self.guidance, self.control, self.solver, self.keep, self.reuse, self.interval, self.seed,
-        ]  # fmt: skip
-
     def _connect(self) -> None:
         view = [
-            self.compare,
-            self.tree,
-            self.image_file,
-            self.edit_file,
-            self.lookup,
-            self.go_on,
-            self.recall,
-            self.look,
+            self.ui.compare,
+            self.ui.tree,
+            self.ui.image_file,
+            self.ui.edit_file,
+            self.ui.lookup,
+            self.ui.go_on,
+            self.ui.recall,
+            self.ui.look,
         ]
-        shown = [*view, self.results, self.status]
-        everything = [*shown, self.token, self.canvas, self.candidates, *self.settings, self.run, self.stop]
+        shown = [*view, self.ui.results, self.ui.status]
+        everything = [
+            *shown,
+            self.ui.token,
+            self.ui.canvas,
+            self.ui.examples,
+            *self.ui.controls,
+            self.ui.run,
+            self.ui.stop,
+        ]
         options: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 
         def on(event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
             event(self._guarded(handler), inputs, outputs, api_name=f"page_{handler.__name__}", **options)
 
-        on(self.blocks.load, self.opened, [self.token], everything)
-        on(self.upload.upload, self.uploaded, [self.token, self.upload], everything)
-        on(self.canvas.drop, self.dropped, [self.token], everything)
-        on(self.examples.select, self.example_chosen, [self.token, self.examples], everything)
-        on(self.run.click, self.edit, [self.token, self.canvas, self.candidates, *self.settings], everything)
-        on(self.stop.click, self.cancel, [self.token], shown)
-        on(self.results.select, self.chosen, [self.token, self.results], shown)
-        on(self.tree.select, self.node_chosen, [self.token, self.tree], shown)
-        on(self.go_on.click, self.continued, [self.token], everything)
-        on(self.recall.click, self.recalled, [self.token], everything)
-        on(self.new_seed.click, self.seeded, [], [self.seed, self.status])
-        on(self.look.click, self.looked, [self.token], [self.lookup, self.status])
+        on(self.blocks.load, self.opened, [self.ui.token], everything)
+        on(self.ui.upload.upload, self.uploaded, [self.ui.token, self.ui.upload], everything)
+        on(self.ui.canvas.drop, self.dropped, [self.ui.token], everything)
+        on(self.ui.examples.select, self.example_chosen, [self.ui.token, self.ui.examples], everything)
+        on(self.ui.run.click, self.edit, [self.ui.token, self.ui.canvas, *self.ui.controls], everything)
+        on(self.ui.stop.click, self.cancel, [self.ui.token], shown)
+        on(self.ui.results.select, self.chosen, [self.ui.token, self.ui.results], shown)
+        on(self.ui.tree.select, self.node_chosen, [self.ui.token, self.ui.tree], shown)
+        on(self.ui.go_on.click, self.continued, [self.ui.token], everything)
+        on(self.ui.recall.click, self.recalled, [self.ui.token], everything)
+        on(self.ui.new_seed.click, self.seeded, [], [self.ui.seed, self.ui.status])
+        on(self.ui.look.click, self.looked, [self.ui.token], [self.ui.lookup, self.ui.status])
 
     def _guarded(self, handler: Callable[..., Any]) -> Callable[..., Any]:
         """The handler, whose failures are sentences on the page; nothing else on it changes."""
@@ -176,7 +101,7 @@ class Page:
                     async for updates in handler(*inputs):
                         yield updates
                 except Exception as error:
-                    yield {self.status: _said(sentence(error), alert=True), **self._idle()}
+                    yield {self.ui.status: said(sentence(error), alert=True), **self._idle()}
 
             return several
 
@@ -185,7 +110,7 @@ class Page:
             try:
                 return handler(*inputs)
             except Exception as error:
-                return {self.status: _said(sentence(error), alert=True)}
+                return {self.ui.status: said(sentence(error), alert=True)}
 
         return one
 
@@ -197,14 +122,15 @@ class Page:
             work = self.works.new()
             await asyncio.to_thread(self._begin, work, examples()[0])
         photo = await asyncio.to_thread(self._canvas, work.node(work.base))
-        yield {self.token: work.token, **photo, **await asyncio.to_thread(self._view, work), **self._idle()}
+        view = await asyncio.to_thread(self._view, work)
+        yield {self.ui.token: work.token, **photo, **view, **self._controls(work.controls), **self._idle()}
         if work.token in self.runs:
             async for updates in self._followed(self.runs[work.token]):
                 yield updates
 
     def uploaded(self, token: Any, path: str) -> Updates:
         """A photo or a saved edit was sent."""
-        work, thing = self.works.open(token), self.uploads.photo_or_edit(path)
+        work, (name, thing) = self.works.open(token), self.uploads.photo_or_edit(path)
         if isinstance(thing, Edit):
             if thing.drawing is None:
                 raise InputError(
@@ -212,11 +138,12 @@ class Page:
                     "can make it again"
                 )
             signals_of(thing.drawing, thing.image)  # raises what is wrong with it
-            node = work.start(thing.image, "photo", thing.drawing)
-            return {**self._canvas(node), **self._settings(thing), **self._view(work), self.results: {"items": []}}
-        node = work.start(thing, "photo")
-        note = f"Opened, {thing.width} × {thing.height} pixels. The model works at {self._size()}."
-        return {**self._canvas(node), **self._view(work), self.results: {"items": []}, self.status: _said(note)}
+            node, more = work.start(thing.image, name, thing.drawing), self._controls(Controls.of(thing))
+            note = f"{name} is opened with its drawing and its settings."
+        else:
+            node, more = work.start(thing, name), {self.ui.examples: example_pictures()}
+            note = f"{name} is opened, {thing.width} × {thing.height} pixels. The model works at {self._size()}."
+        return {**self._new(work, node, note), **more}
 
     def dropped(self, token: Any, event: gr.EventData) -> Updates:
         """A photo or a saved edit was dropped on the canvas, or pasted."""
@@ -244,7 +171,12 @@ class Page:
         if index not in map(str, range(len(examples()))):
             raise InputError("there is no such example; choose one that is shown")
         node = self._begin(work, examples()[int(index)])
-        return {**self._canvas(node, replace=True), **self._view(work), self.results: {"items": []}}
+        return self._new(work, node, "The example is opened with its drawing; press Edit.", replace=True)
+
+    def _new(self, work: Work, node: Node, note: str, replace: bool = False) -> Updates:
+        """Another photo is on the canvas."""
+        photo = self._canvas(node, replace=replace)
+        return {**photo, **self._view(work), self.ui.results: {"items": []}, self.ui.status: said(note)}
 
     def _begin(self, work: Work, example: Example) -> Node:
         """The example as the base; once it is in the history, that one."""
@@ -258,8 +190,8 @@ class Page:
         """The shown image goes onto the canvas."""
         work = self.works.open(token)
         work.base = work.shown
-        note = "This result is on the canvas; what you draw now changes it."
-        return {**self._canvas(work.node(work.base)), **self._view(work), self.status: _said(note)}
+        note = "It is on the canvas now; what you draw changes it."
+        return {**self._canvas(work.node(work.base)), **self._view(work), self.ui.status: said(note)}
 
     def recalled(self, token: Any) -> Updates:
         """The photo, drawing and settings of the shown edit come back."""
@@ -271,14 +203,14 @@ class Page:
         work.base = base.key
         return {
             **self._canvas(base, edit.drawing, replace=True),
-            **self._settings(edit),
+            **self._controls(Controls.of(edit)),
             **self._view(work),
-            self.status: _said("The drawing and its settings are back; Undo returns to yours."),
+            self.ui.status: said("The drawing and its settings are back; Undo returns to yours."),
         }
 
     def seeded(self) -> Updates:
         """New seed was pressed."""
-        return {self.seed: secrets.randbelow(2**31)}
+        return {self.ui.seed: secrets.randbelow(2**31)}
 
     # ---- what is shown -----------------------------------------------------------------------------------------------
     def chosen(self, token: Any, value: Any) -> Updates:
@@ -292,7 +224,7 @@ class Page:
     def _shown(self, token: Any, key: Any) -> Updates:
         work = self.works.open(token)
         work.shown = work.node(key).key
-        return self._view(work)
+        return {**self._view(work), self.ui.status: said(work.node(key).caption)}
 
     def _view(self, work: Work) -> Updates:
         """All that depends on which image is shown."""
@@ -310,58 +242,41 @@ class Page:
         ]
         pair = (shrunk(parent.open(), SHOWN), shrunk(node.open(), SHOWN)) if parent and edited else None
         return {
-            self.compare: gr.update(value=pair, visible=pair is not None),
-            self.tree: {"nodes": nodes, "shown": work.shown, "base": work.base},
-            self.image_file: gr.update(value=str(node.image), interactive=True),
-            self.edit_file: gr.update(value=str(node.edit) if node.edit else None, interactive=edited),
-            self.lookup: None,
-            self.go_on: gr.update(interactive=work.shown != work.base),
-            self.recall: gr.update(interactive=edited),
-            self.look: gr.update(interactive=edited),
+            self.ui.compare: gr.update(value=pair, visible=pair is not None),
+            self.ui.tree: {"nodes": nodes, "shown": work.shown, "base": work.base},
+            self.ui.image_file: gr.update(value=str(node.image) if edited else None, interactive=edited),
+            self.ui.edit_file: gr.update(value=str(node.edit) if node.edit else None, interactive=edited),
+            self.ui.lookup: None,
+            self.ui.go_on: gr.update(interactive=work.shown != work.base),
+            self.ui.recall: gr.update(interactive=edited),
+            self.ui.look: gr.update(interactive=edited),
         }
 
     def _canvas(self, node: Node, drawing: Any = None, replace: bool = False) -> Updates:
-        """The canvas with an image, and with a drawing where the browser has none of it, or in its place."""
-        image = node.open()
-        small = shrunk(image, SHOWN)
-        if drawing is None and node.edit is None:
-            drawing = node.drawing
-        photo = {
-            "key": node.key,
-            "opened": time.monotonic_ns(),  # the same photo again is a change, too
-            "src": data_url(small),
-            "outlines": _underlay(small),
-            "width": image.width,
-            "height": image.height,
-            "drawing": drawing,
-            "replace": replace,
-            "mode": _mode(drawing),
-            "untrained": self._untrained(),
-        }
-        return {self.canvas: gr.update(photo=photo)}
-
-    def _untrained(self) -> dict[str, str]:
-        """What to expect of the modes that the model was not trained on."""
-        known = self.studio.signals
-        return {
-            mode: f"This model was not trained on it ({signal}): what it has not learnt it will not follow."
-            for mode, signal in MODES.items()
-            if known is not None and signal not in known
-        }
+        """An image goes onto the canvas, see `sheet`."""
+        return {self.ui.canvas: gr.update(photo=sheet(node, drawing, replace, self.studio.signals))}
 
     def _size(self) -> str:
         height, width = self.studio.pipe.config.size
         return f"{width} × {height}"
 
+    def _busy(self) -> Updates:
+        return {self.ui.run: gr.update(interactive=False), self.ui.stop: gr.update(interactive=True)}
+
     def _idle(self) -> Updates:
-        return {self.run: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
+        return {self.ui.run: gr.update(interactive=True), self.ui.stop: gr.update(interactive=False)}
 
     # ---- edits -------------------------------------------------------------------------------------------------------
-    async def edit(self, token: Any, drawing: Any, candidates: Any, *settings: Any) -> AsyncIterator[Updates]:
-        """Edit was pressed: waits in the line, tells every step, ends with the candidates in the history."""
+    async def edit(self, token: Any, drawing: Any, *values: Any) -> AsyncIterator[Updates]:
+        """Edit was pressed: waits in the line, tells every step, ends with the candidates in the history.
+
+        `values` are those of the controls.
+        """
         work = self.works.open(token)
         base = work.node((drawing or {}).get("key") or work.base)
-        edits = await asyncio.to_thread(self._edits, base, drawing, candidates, settings)
+        yield {self.ui.status: said("Preparing …"), **self._busy()}
+        edits = await asyncio.to_thread(self._edits, base, drawing, Controls(*values))
+        work.controls = Controls(*values)
         run = self.runs[work.token] = EditRun(self.studio, self.desk, work, base.key, edits)
         run.job.future.add_done_callback(lambda _: self.runs.pop(work.token, None))
         async for updates in self._followed(run):
@@ -369,54 +284,40 @@ class Page:
 
     async def _followed(self, run: EditRun) -> AsyncIterator[Updates]:
         """How a run comes along, until its candidates are shown."""
-        busy = {self.run: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
-        yield {self.status: _said("Waiting …"), self.results: {"items": run.items}, **busy}
+        yield {self.ui.status: said("Waiting …"), self.ui.results: {"items": run.items}, **self._busy()}
         async for news in self.desk.watch(run.job):
             if isinstance(news, Step):
                 text, share = run.see(news)
-                yield {self.status: _said(text, share=share), self.results: {"items": run.items}}
+                yield {self.ui.status: said(text, share=share), self.ui.results: {"items": run.items}}
             else:
-                yield {self.status: _said(_place(news))}
+                yield {self.ui.status: said(_place(news) if isinstance(news, int) else news)}
         made = run.made
+        if made:
+            run.work.shown = made[0]["key"]
         view = await asyncio.to_thread(self._view, run.work) if made else {}
-        yield {self.results: {"items": made, "chosen": made[-1]["key"] if made else None}, **view, **self._idle()}
-        yield {self.status: _said(run.result())}
+        try:
+            note = said(run.result())
+        except Exception as error:
+            note = said(sentence(error), alert=True)
+        results = {"items": made, "chosen": run.work.shown if made else None}
+        yield {self.ui.results: results, self.ui.status: note, **view, **self._idle()}
 
-    def _edits(self, base: Node, drawing: Any, candidates: Any, settings: tuple[Any, ...]) -> list[Edit]:
+    def _edits(self, base: Node, drawing: Any, controls: Controls) -> list[Edit]:
         """What was asked for, checked: an edit for each candidate."""
-        steps, guidance, control, solver, keep, reuse, interval, seed = settings
-        if type(candidates) is not int or not 1 <= candidates <= MOST_CANDIDATES:
-            raise InputError(f"candidates must be 1 to {MOST_CANDIDATES}, got {candidates}")
-        if type(seed) is not int or not 0 <= seed <= 2**53:
-            raise InputError(f"the seed must be a whole number from 0 to 2^53, got {seed}")
-        photo = base.open()
+        seeds, settings, photo = controls.seeds(), controls.settings(), base.open()
         signals = signals_of(drawing, photo)
-        given = {
-            "num_inference_steps": steps, "guidance_scale": guidance, "control_scale": control, "solver": solver,
-            "reuse": reuse, "guidance_interval": _interval(interval), "keep_unedited": keep,
-        }  # fmt: skip
         kept = {name: value for name, value in drawing.items() if name != "key"}
         return [
-            self.studio.prepared(Edit(photo, **signals, settings=given, seed=seed + number, drawing=kept))
-            for number in range(candidates)
+            self.studio.prepared(Edit(photo, **signals, settings=settings, seed=seed, drawing=kept)) for seed in seeds
         ]
 
-    def _settings(self, edit: Edit) -> Updates:
-        """The controls as an edit had them."""
-        default = vars(Sampling()) | {"keep_unedited": False}
-        given = default | dict(edit.settings)
-        interval = given["guidance_interval"]
-        return {
-            self.candidates: 1, self.seed: edit.seed, self.steps: given["num_inference_steps"],
-            self.guidance: given["guidance_scale"], self.control: given["control_scale"], self.solver: given["solver"],
-            self.keep: given["keep_unedited"], self.reuse: given["reuse"],
-            self.interval: "" if interval is None else ", ".join(f"{level:g}" for level in interval),
-        }  # fmt: skip
+    def _controls(self, controls: Controls) -> Updates:
+        return dict(zip(self.ui.controls, vars(controls).values(), strict=True))
 
     def cancel(self, token: Any) -> Updates:
         """Cancel was pressed."""
         count = self.desk.cancel(*self.desk.of(self.works.open(token).token))
-        return {self.status: _said("Cancelling …" if count else "There is nothing to cancel.")}
+        return {self.ui.status: said("Cancelling …" if count else "There is nothing to cancel.")}
 
     async def looked(self, token: Any) -> AsyncIterator[Updates]:
         """Look was pressed: where each place of the shown edit comes from."""
@@ -426,7 +327,7 @@ class Page:
         if saved is None:
             raise InputError("this is a photo; choose an edit")
         edit, result = await asyncio.to_thread(lambda: (read_edit(saved), node.open()))
-        yield {self.status: _said("Looking …")}
+        yield {self.ui.status: said("Looking …")}
         job = self.desk.submit(work.token, lambda job: self.studio.matches(edit, result))
         async for _ in self.desk.watch(job):
             pass
@@ -442,41 +343,8 @@ class Page:
             "cells": list(found.cells),
             "maps": b64encode(maps.numpy().tobytes()).decode(),
         }
-        yield {self.lookup: value, self.status: _said("Point at the edit to see where it comes from.")}
-
-
-def _said(text: str, alert: bool = False, share: float | None = None) -> str:
-    """A sentence for the status line, with a bar where work is under way."""
-    bar = "" if share is None else f'<progress value="{share:.3f}" style="width: 100%"></progress>'
-    role = 'role="alert" style="color: var(--error-text-color, #b00)"' if alert else 'role="status"'
-    return f"<div {role}>{escape(text)}{bar}</div>"
+        yield {self.ui.lookup: value, self.ui.status: said("Point at the edit to see where it comes from.")}
 
 
 def _place(ahead: int) -> str:
     return f"Waiting, {ahead} edit{'s' * (ahead != 1)} before yours …" if ahead else "Starting …"
-
-
-def _mode(drawing: Any) -> str | None:
-    """The canvas mode in which a drawing was mostly made."""
-    kinds = {"sketch": "strokes", "drag": "arrows", "cut": "pieces"}
-    return next((mode for mode, kind in kinds.items() if isinstance(drawing, dict) and drawing.get(kind)), None)
-
-
-def _interval(text: Any) -> tuple[float, float] | None:
-    """ "0.2, 40" → (0.2, 40.0); nothing → None."""
-    words = str(text or "").replace(";", ",").split(",")
-    if words == [""]:
-        return None
-    try:
-        low, high = (float(word) for word in words)
-    except ValueError as error:
-        raise InputError(f"noise levels to guide must be two numbers, such as 0.2, 40; got {str(text)[:40]}") from error
-    return low, high
-
-
-def _underlay(photo: Image.Image) -> str:
-    """The photo's outlines on a transparent sheet, as a data URL."""
-    drawn = outlines(torch.from_numpy(np.array(photo)).movedim(-1, 0))[0].numpy().astype(np.uint8)
-    sheet = np.zeros((*drawn.shape, 4), np.uint8)
-    sheet[drawn > 0] = (*OUTLINES, 255)
-    return data_url(Image.fromarray(sheet))

@@ -29,9 +29,12 @@ class EditRun:
     def __init__(self, studio: Studio, desk: Desk, work: Work, base: str, edits: Sequence[Edit]) -> None:
         self.work, self.base, self.edits = work, base, edits
         self.items: list[dict[str, Any]] = [{"caption": f"seed {edit.seed}"} for edit in edits]  # of `pictures`
-        self.job: Job = desk.submit(work.token, lambda job: studio.make(job, edits, self._finished))
+        self.job: Job = desk.submit(
+            work.token, lambda job: studio.make(job, edits, lambda *result: self._finished(job, *result))
+        )
 
-    def _finished(self, edit: Edit, image: Image.Image) -> None:
+    def _finished(self, job: Job, edit: Edit, image: Image.Image) -> None:
+        job.tell("Saving …")
         node = self.work.add(image, edit, self.base, f"seed {edit.seed}, {kinds(edit)}")
         number = edit.seed - self.edits[0].seed
         self.items[number] = {"key": node.key, "src": thumbnail(image, 256), "caption": f"seed {edit.seed}"}
@@ -60,10 +63,10 @@ class EditRun:
         except Cancelled:
             return f"Cancelled, {len(self.made)} of {len(self.edits)} made; your drawing is kept."
         count = len(self.made)
-        return f"{count} edit{'s' * (count != 1)} in {cost.seconds:.1f} s; {cost.memory}."
+        return f"{count} edit{'s' * (count != 1)} in {cost.seconds:.1f} s; memory {cost.memory}."
 
 
 def kinds(edit: Edit) -> str:
     """Its signals, in words."""
-    names = {"sketch": edit.sketch, "drag": edit.points, "cut & paste": edit.coarse}
+    names = {"sketch": edit.sketch, "drag": edit.points, "cut & paste": edit.coarse, "region": edit.region}
     return " + ".join(name for name, value in names.items() if value is not None)

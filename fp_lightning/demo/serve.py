@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -57,7 +58,7 @@ def served(
         dtype: of the weights; by default float16 on a GPU, else float32.
         password: that visitors are asked for, with the user name "editor"; None asks nobody.
         queue, per_user: edits in the line at most, of all and of one browser or program.
-        max_megabytes, max_megapixels: of an upload.
+        max_megabytes, max_megapixels: of an uploaded photo.
         keep_hours: after which work that nobody looks at is removed.
         segmenter: folder or hub id of a model that finds what is under a click, see `Segmenter`.
 
@@ -73,7 +74,7 @@ def served(
     from fp_lightning.demo.page import Page
     from fp_lightning.demo.segmenter import Segmenter
     from fp_lightning.demo.studio import Studio
-    from fp_lightning.demo.uploads import Uploads
+    from fp_lightning.demo.uploads import EDIT_FACTOR, Uploads
     from fp_lightning.demo.work import Works
 
     for name, value in (("max-megabytes", max_megabytes), ("max-megapixels", max_megapixels)):
@@ -99,7 +100,7 @@ def served(
                 server_name=host,
                 server_port=port or _free_port(host),
                 auth=None if password is None else (USER, password),
-                max_file_size=int(max_megabytes * 1e6) + 1,
+                max_file_size=uploads.max_bytes * EDIT_FACTOR + 1,
                 prevent_thread_lock=True,
                 quiet=True,
                 ssr_mode=False,
@@ -123,7 +124,7 @@ def served(
 
 
 def serve(host: str, open_to_all: bool, password: str | None, **options: Any) -> None:
-    """Serves until Ctrl+C, and says where.
+    """Serves until Ctrl+C or SIGTERM, and says where.
 
     On another address than this machine's own there is a password: the given one, or a new one that is printed,
     unless `open_to_all`.
@@ -134,6 +135,8 @@ def serve(host: str, open_to_all: bool, password: str | None, **options: Any) ->
         raise InputError("--password and --no-password exclude each other; leave one out")
     if not local and not open_to_all and password is None:
         password = secrets.token_urlsafe(9)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the files are removed on this way, too
+    print(f"Loading {options.get('model', 'the model')} …", flush=True)
     with served(host=host, password=password, **options) as running:
         print(f"The editor is at {running.url} (Ctrl+C ends it).")
         if not local:

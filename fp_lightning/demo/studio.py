@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
 from fp_lightning.correspondence import Matches, matches
-from fp_lightning.demo.desk import Job
+from fp_lightning.demo.desk import Cancelled, Job
 from fp_lightning.demo.pictures import data_url
 from fp_lightning.edits import Edit
 from fp_lightning.edm import seeded_generators
@@ -103,9 +103,9 @@ class Studio:
             images = self.pipe(**edit.arguments(), **self._watched(job, number, edit), return_dict=False)[0]
             finished(edit, images[0])
         if on_gpu:
-            memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of the GPU at most"
+            memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of the GPU"
         else:
-            memory = f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB in this process"
+            memory = f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB"
         return Cost(time.perf_counter() - start, memory)
 
     def _watched(self, job: Job, number: int, edit: Edit) -> dict[str, Any]:
@@ -143,9 +143,13 @@ def _last_preview(job: Job, number: int) -> str | None:
 
 def sentence(error: BaseException) -> str:
     """What to say to somebody whose edit failed; what they cannot mend is logged."""
+    if isinstance(error, Cancelled):
+        return "Cancelled; your drawing is kept."
     if isinstance(error, InputError):
         text = str(error)
-        return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+        if text.split(" ", 1)[0].isalpha():  # and no file's name
+            text = text[0].upper() + text[1:]
+        return text + ("" if text.endswith((".", "!", "?")) else ".")
     logger.error("an edit failed", exc_info=error)
     if isinstance(error, torch.cuda.OutOfMemoryError):
         gc.collect()

@@ -11,6 +11,8 @@ from fp_lightning.edits import Edit, parse_edit
 from fp_lightning.errors import InputError
 from fp_lightning.images import decode_image
 
+EDIT_FACTOR = 4
+
 
 @dataclass(frozen=True)
 class Uploads:
@@ -18,7 +20,7 @@ class Uploads:
 
     Args:
         folder: the only one in which files are opened.
-        max_bytes: of a file.
+        max_bytes: of a photo or signal; of a saved edit, which holds them without loss, four times as many.
         max_pixels: of an image.
     """
 
@@ -26,8 +28,8 @@ class Uploads:
     max_bytes: int = 25_000_000
     max_pixels: int = 40_000_000
 
-    def read(self, path: str) -> tuple[str, bytes]:
-        """The name of an upload, for messages, and its bytes.
+    def read(self, path: str, edit: bool = False) -> tuple[str, bytes]:
+        """The name of an upload, for messages, and its bytes; `edit`: a saved edit, which may be larger.
 
         Raises:
             InputError: it lies elsewhere, is gone or too large.
@@ -36,9 +38,9 @@ class Uploads:
         name = file.name[-60:] or "the file"
         if not file.is_relative_to(self.folder.resolve()) or not file.is_file():
             raise InputError(f"{name} is not among the uploads; send it again")
-        size = file.stat().st_size
-        if size > self.max_bytes:
-            raise InputError(f"{name} has {size / 1e6:.1f} MB, more than {self.max_bytes / 1e6:g}; make it smaller")
+        size, most = file.stat().st_size, self.max_bytes * (EDIT_FACTOR if edit else 1)
+        if size > most:
+            raise InputError(f"{name} has {size / 1e6:.1f} MB, more than {most / 1e6:g}; make it smaller")
         return name, file.read_bytes()
 
     def image(self, path: str) -> Image.Image:
@@ -55,13 +57,20 @@ class Uploads:
         name, data = self.read(path)
         return decode_image(data, name, self.max_pixels, keep_transparency=True)
 
-    def photo_or_edit(self, path: str) -> Image.Image | Edit:
-        """An uploaded photo or saved edit, told apart by the first byte.
+    def edit(self, path: str) -> Edit:
+        """An uploaded edit, see `parse_edit`.
+
+        Raises:
+            InputError: it is not usable.
+        """
+        name, data = self.read(path, edit=True)
+        return parse_edit(data, name, self.max_pixels)
+
+    def photo_or_edit(self, path: str) -> tuple[str, Image.Image | Edit]:
+        """The name of an uploaded photo or saved edit, and what it holds; told apart by the first byte.
 
         Raises:
             InputError: it is neither, or not usable.
         """
-        name, data = self.read(path)
-        if data.lstrip()[:1] == b"{":
-            return parse_edit(data, name, self.max_pixels)
-        return decode_image(data, name, self.max_pixels)
+        name, data = self.read(path, edit=True)
+        return name, self.edit(path) if data[:1] == b"{" else self.image(path)

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from fp_lightning.demo.controls import Controls
 from fp_lightning.demo.pictures import thumbnail
 from fp_lightning.edits import SUFFIX, Edit
 from fp_lightning.errors import InputError
@@ -51,6 +52,7 @@ class Work:
     nodes: dict[str, Node] = field(default_factory=dict)
     base: str = ""
     shown: str = ""
+    controls: Controls = field(default_factory=Controls)  # of the last edit
     count: int = 0  # of all images that it ever had
     used: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -54,7 +54,7 @@ function step(from, to) {
   if (!from.length) return;
   to.push(JSON.stringify(drawing));
   drawing = JSON.parse(from.pop());
-  chosen = null;
+  if (chosen >= (mode === "drag" ? drawing.arrows : drawing.pieces).length) chosen = null;
   keep();
   show();
 }
@@ -70,7 +70,7 @@ async function open(next) {
   if (!same) { drawing = { ...empty(), ...copy(saved || next.drawing || {}) }; done = []; undone = []; }
   if (next.replace) change(() => { drawing = { ...empty(), ...copy(next.drawing || {}) }; });
   chosen = null;
-  if (next.mode) select(next.mode);
+  select(next.mode || mode);
   find(".segmenter").classList.toggle("hidden", !props.segmenter);
   keep();
   fit();
@@ -492,10 +492,10 @@ for (const ink of COLOURS) {
 }
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button");
-  if (!button || button.disabled) return;
+  if (!button || button.disabled || gesture) return;
   if (button.dataset.mode) select(button.dataset.mode);
   if (button.dataset.tool) { tool = button.dataset.tool; show(); }
-  if (button.dataset.do) ACTIONS[button.dataset.do]();
+  if (button.dataset.do) { ACTIONS[button.dataset.do](); hint(HINTS[mode]); }
 });
 find("[data-set=outlines]").addEventListener("change", show);
 canvas.addEventListener("pointerdown", press);
@@ -503,6 +503,7 @@ canvas.addEventListener("pointermove", pull);
 canvas.addEventListener("pointerup", release);
 canvas.addEventListener("pointercancel", release);
 element.addEventListener("keydown", (event) => {
+  if (gesture) return;
   const command = event.ctrlKey || event.metaKey, key = event.key.toLowerCase();
   if (command && key === "z") ACTIONS[event.shiftKey ? "redo" : "undo"]();
   else if (command && key === "y") ACTIONS.redo();
@@ -510,6 +511,11 @@ element.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
+window.addEventListener("storage", (event) => {          // the same photo in another tab: both show the last drawing
+  const other = event.key === STORE && photo && stored()[photo.key];
+  if (other && !gesture && element.isConnected) change(() => { drawing = { ...empty(), ...other }; });
+});
+
 async function take(file) {                             // one that is dropped or pasted is opened as an upload is
   hint(`Opening ${file.name} …`);
   try {

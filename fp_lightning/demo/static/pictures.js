@@ -1,8 +1,12 @@
 // A row of pictures to choose from: {items: [{key, src, caption}], chosen}. What is chosen is the value's "chosen".
 const list = element.querySelector(".fp-pictures");
+let followed = false;
 
 function show() {
   const { items = [], chosen } = props.value || {};
+  const begun = items.some((item) => item.src);
+  if (props.follow && begun && !followed) requestAnimationFrame(() => list.scrollIntoView({ behavior: "smooth", block: "nearest" }));
+  followed = begun && !chosen;                          // until they are all made
   list.setAttribute("aria-label", props.about);
   list.replaceChildren(...items.map((item) => {
     const button = document.createElement("button"), caption = document.createElement("span");

@@ -1,0 +1,56 @@
+"""A photo as the canvas opens it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fp_lightning.demo.pictures import SHOWN, data_url, shrunk
+from fp_lightning.demo.work import Node
+from fp_lightning.signals.sketch import outlines
+
+MODES = {"sketch": ("strokes", "sketch"), "drag": ("arrows", "points"), "cut": ("pieces", "coarse")}  # lists, signals
+OUTLINES = (0, 200, 255)  # RGB of the underlay
+
+
+def sheet(node: Node, drawing: Any, replace: bool, signals: Sequence[str] | None) -> dict[str, Any]:
+    """The prop `photo` of the canvas, see `components.canvas`.
+
+    Args:
+        drawing: taken where the browser has none for this photo, or in its place with `replace`; None: a photo's own.
+        signals: that the model was trained on, if that is known.
+    """
+    image = node.open()
+    small = shrunk(image, SHOWN)
+    if drawing is None and node.edit is None:
+        drawing = node.drawing
+    drawn = drawing if isinstance(drawing, dict) else {}
+    return {
+        "key": node.key,
+        "opened": time.monotonic_ns(),  # the same photo again is a change, too
+        "src": data_url(small),
+        "outlines": _underlay(small),
+        "width": image.width,
+        "height": image.height,
+        "drawing": drawing,
+        "replace": replace,
+        "mode": next((mode for mode, (part, _) in MODES.items() if drawn.get(part)), None),
+        "untrained": {
+            mode: f"This model was not trained on it ({signal}): what it has not learnt it will not follow."
+            for mode, (_, signal) in MODES.items()
+            if signals is not None and signal not in signals
+        },
+    }
+
+
+def _underlay(photo: Image.Image) -> str:
+    """The photo's outlines on a transparent sheet, as a data URL."""
+    drawn = outlines(torch.from_numpy(np.array(photo)).movedim(-1, 0))[0].numpy().astype(np.uint8)
+    pixels = np.zeros((*drawn.shape, 4), np.uint8)
+    pixels[drawn > 0] = (*OUTLINES, 255)
+    return data_url(Image.fromarray(pixels))
