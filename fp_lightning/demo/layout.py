@@ -50,6 +50,7 @@ class Layout:
                     visible=False,
                     elem_id="compare",
                     buttons=["fullscreen"],
+                    slider_position=30,
                 )
                 with gr.Row():
                     small: dict[str, Any] = {"size": "sm", "interactive": False, "min_width": 120}
