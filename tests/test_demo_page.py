@@ -21,10 +21,7 @@ from fp_lightning.edits import Edit, read_edit
 from fp_lightning.signals.coarse import filled
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.xdist_group("browser"),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; `make chromium` installs Debian's"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; `make chromium` installs Debian's")
 DESKTOP, PHONE = (1280, 900), (390, 844)
 PATIENCE = 120_000  # ms; machines are shared
 
