@@ -278,9 +278,14 @@ class Page:
         edits = await asyncio.to_thread(self._edits, base, drawing, Controls(*values))
         work.controls = Controls(*values)
         run = self.runs[work.token] = EditRun(self.studio, self.desk, work, base.key, edits)
-        run.job.future.add_done_callback(lambda _: self.runs.pop(work.token, None))
+        run.job.future.add_done_callback(lambda _: self._forget(run))
         async for updates in self._followed(run):
             yield updates
+
+    def _forget(self, run: EditRun) -> None:
+        """A run has ended; another tab may have begun a later one."""
+        if self.runs.get(run.work.token) is run:
+            del self.runs[run.work.token]
 
     async def _followed(self, run: EditRun) -> AsyncIterator[Updates]:
         """How a run comes along, until its candidates are shown."""
