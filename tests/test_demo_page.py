@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from base64 import b64decode, b64encode
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,14 @@ class User:
         for point in others:
             self.page.mouse.move(*point, steps=4)
         self.page.mouse.up()
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Waits for something that takes its time."""
+        for _ in range(PATIENCE // 100):
+            if holds():
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError("it did not come to be")
 
     def press(self, text: str, inside: str = "#canvas") -> None:
         self.page.locator(inside).get_by_role("button", name=text, exact=True).or_(
@@ -403,9 +412,7 @@ def test_an_example_is_as_new_when_it_is_pressed_and_undo_returns(desktop):
     mine = user.drawing
     for _ in range(2):  # the second time nothing but the press is new
         user.page.locator("#examples button").first.click()
-        user.page.wait_for_function("document.querySelector('#canvas [data-do=undo]').disabled === false")
-        user.page.wait_for_timeout(1000)
-        assert user.drawing == new
+        user.until(lambda: user.drawing == new)
         user.press("Undo")
         assert user.drawing == mine
     user.page.locator("#examples button").nth(1).click()
@@ -421,7 +428,6 @@ def test_every_example_is_edited_as_it_comes(desktop):
     for number, example in enumerate(examples()):
         user.page.locator("#examples button").nth(number).click()
         user.page.wait_for_selector(f"#canvas [data-mode={example.mode}][aria-selected=true]")
-        user.page.wait_for_timeout(500)
         assert "1 edit in " in user.edit()
         user.shot(f"example-{number}")
         edit = shown_edit(user)
@@ -460,9 +466,9 @@ def test_two_tabs_show_the_same_drawing(desktop):
     assert other.get_attribute("#canvas canvas", "data-ready") == key
     user.pull((50, 50), (150, 50))
     both = user.drawing
-    other.wait_for_timeout(500)
+    assert (user.canvas_pixels((256, 256))[50, 100] > 200).all()  # white
     other.locator("#canvas").get_by_role("button", name="Clear").click()
-    user.page.wait_for_timeout(500)
+    user.until(lambda: (user.canvas_pixels((256, 256))[50, 100] < 200).any())
     assert user.drawing["strokes"] == []
     user.press("Undo")  # here, too
     assert user.drawing == both
@@ -473,7 +479,8 @@ def test_a_new_seed_gives_another_edit(desktop):
     user.edit()
     first = shown_edit(user).seed
     user.page.click("#new-seed")
-    user.page.wait_for_timeout(1000)
+    seed = user.page.get_by_label("Seed", exact=True)
+    user.until(lambda: seed.input_value() != "0")
     user.edit()
     assert first == 0 and shown_edit(user).seed > 0
 
