@@ -21,6 +21,7 @@ from datamodules.signals import SignalMix
 from datamodules.splits import SPLITS, Split, split_videos, spread
 from fp_lightning.errors import InputError
 from fp_lightning.heldout import listed_pairs
+from fp_lightning.images import squeeze
 from fp_lightning.latents import LatentStore
 from fp_lightning.shards import PairStore
 from fp_lightning.types import EditBatch, VideoPair, to_unit_range
@@ -178,9 +179,10 @@ class EditDataModule(L.LightningDataModule):
     def predict_sample(self, index: int) -> EditBatch:
         """One of the user's images with its signals, squeezed to the network's size."""
         image = self.images[index]
-        source = to_unit_range(image.resized(self.size))[None]
-        signals = self.mix.read(image, self.size)
-        return EditBatch(source, [image.name], full_size=[image.size], edit=[image.edit()], **signals)
+        edit, signals = image.edit(), self.mix.read(image, self.size)
+        pixels = squeeze(edit.image, self.size) if edit else image.resized(self.size)
+        source = to_unit_range(pixels)[None]
+        return EditBatch(source, [image.name], full_size=[image.size], edit=[edit], **signals)
 
     def train_dataloader(self) -> DataLoader[EditBatch]:
         return self._loader("train")

@@ -40,9 +40,8 @@ class InputImage:
         return read_edit(self.path) if self.is_edit else None
 
     def resized(self, size: tuple[int, int]) -> Tensor:
-        """uint8 [3, h, w] at `size` (height, width), antialiased."""
-        edit = self.edit()
-        return squeeze(edit.image if edit else read_image(self.path), size)
+        """uint8 [3, h, w] at `size` (height, width), antialiased; of an image that is no saved edit."""
+        return squeeze(read_image(self.path), size)
 
     def beside(self, suffixes: Sequence[str]) -> Path | None:
         """The first file NAME + suffix beside the image that exists."""

@@ -63,7 +63,7 @@ def _first_preview(running: Served, edit: Edit) -> float:
 
     class FirstLook:
         def __init__(self, job: Any) -> None:
-            self.check, self.news = job.check, None
+            self.check = job.check
 
         def tell(self, step: Step) -> None:
             seen[0] = seen[0] or time.perf_counter() - begin

@@ -6,7 +6,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import psutil
@@ -24,12 +24,12 @@ from fp_lightning.images import squeeze
 from fp_lightning.latents import fingerprint
 from fp_lightning.pipeline import FramePainterPipeline
 from fp_lightning.sampler import Sampling
-from fp_lightning.types import EditBatch, to_uint8, to_unit_range
+from fp_lightning.types import to_uint8, to_unit_range
 
 logger = logging.getLogger(__name__)
 PREVIEW_SHARE = 0.15  # of the time, at most, goes into previews
 MOST_STEPS = 200
-SAMPLING = ("num_inference_steps", "guidance_scale", "control_scale", "solver", "guidance_interval", "reuse")
+SAMPLING = tuple(field.name for field in fields(Sampling))
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Step:
     number: int  # of the candidate, from 0
     done: int
     steps: int
-    preview: str | None = None  # data URL of what it will be like; None: the last one still holds
+    preview: str | None = None  # data URL of what it will be like, as last seen
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Studio:
             InputError: a setting is not usable, or more than this server gives.
         """
         height, width = self.pipe.config.size
-        defaults = {"height": height, "width": width, "num_inference_steps": 25}
+        defaults = {"height": height, "width": width, "num_inference_steps": Sampling.num_inference_steps}
         settings = {**defaults, **edit.settings}
         Sampling(**{name: settings[name] for name in SAMPLING if name in settings})
         size = (settings["height"], settings["width"])
@@ -81,7 +81,7 @@ class Studio:
             raise InputError(f"{size[0]} × {size[1]} px is more than twice what the model works at, {height} × {width}")
         if settings["num_inference_steps"] > MOST_STEPS:
             raise InputError(f"{settings['num_inference_steps']} steps are more than {MOST_STEPS}; take fewer")
-        return Edit(**{**vars(edit), "settings": settings, "model": self.name, "weights": self.weights})
+        return replace(edit, settings=settings, model=self.name, weights=self.weights)
 
     def make(self, job: Job, edits: Sequence[Edit], finished: Callable[[Edit, Image.Image], Any]) -> Cost:
         """Makes the edits in turn; those that are finished stay so if the job is cancelled.
@@ -111,34 +111,28 @@ class Studio:
     def _watched(self, job: Job, number: int, edit: Edit) -> dict[str, Any]:
         """The pipeline's arguments that tell the job of every step."""
         steps, start, spent = edit.settings["num_inference_steps"], time.perf_counter(), 0.0
+        preview: str | None = None  # the last one, which holds until the next
 
         def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> None:
-            nonlocal spent
+            nonlocal spent, preview
             job.check()
-            begun, preview = time.perf_counter(), None
+            begun = time.perf_counter()
             if spent <= PREVIEW_SHARE * (begun - start) and step + 1 < steps:
                 clean = self.editor.decode(tensors["denoised"][:, 1:])[0, 0]
                 preview = data_url(to_pil_image(to_uint8(clean).cpu()))
                 spent += time.perf_counter() - begun
-            job.tell(Step(number, step + 1, steps, preview or _last_preview(job, number)))
+            job.tell(Step(number, step + 1, steps, preview))
 
         return {"callback_on_step_end": tell, "callback_on_step_end_tensor_inputs": ("denoised",)}
 
     def matches(self, edit: Edit, result: Image.Image) -> Matches | None:
         """Where each place of a result comes from, see `fp_lightning.correspondence.matches`."""
         size = (edit.settings["height"], edit.settings["width"])
-        given = edit.arguments()
-        shown = [given["sketch"]] if "sketch" in given else None
-        signals = {"sketch": shown, "coarse": given.get("coarse"), "points": given.get("points")}
+        layers = None if edit.sketch is None else [edit.sketch]
+        signals = {"sketch": layers, "coarse": edit.coarse, "points": edit.points}
         batch = self.pipe.sample("result", edit.image, signals, size)
-        target = to_unit_range(squeeze(result, size))[None]
-        whole = EditBatch(**{**vars(batch), "target": target}).to(self.pipe.device)
-        return matches(self.editor, whole, seeded_generators(["result"], edit.seed, "matches"))
-
-
-def _last_preview(job: Job, number: int) -> str | None:
-    news = job.news
-    return news.preview if isinstance(news, Step) and news.number == number else None
+        batch = replace(batch, target=to_unit_range(squeeze(result, size))[None]).to(self.pipe.device)
+        return matches(self.editor, batch, seeded_generators(["result"], edit.seed, "matches"))
 
 
 def sentence(error: BaseException) -> str:

@@ -34,14 +34,19 @@ class Uploads:
         Raises:
             InputError: it lies elsewhere, is gone or too large.
         """
-        file = Path(path).resolve()
-        name = file.name[-60:] or "the file"
-        if not file.is_relative_to(self.folder.resolve()) or not file.is_file():
-            raise InputError(f"{name} is not among the uploads; send it again")
+        file, name = self._found(path)
         size, most = file.stat().st_size, self.max_bytes * (EDIT_FACTOR if edit else 1)
         if size > most:
             raise InputError(f"{name} has {size / 1e6:.1f} MB, more than {most / 1e6:g}; make it smaller")
         return name, file.read_bytes()
+
+    def _found(self, path: str) -> tuple[Path, str]:
+        """The file of an upload, and its name for messages."""
+        file = Path(path).resolve()
+        name = file.name[-60:] or "the file"
+        if not file.is_relative_to(self.folder.resolve()) or not file.is_file():
+            raise InputError(f"{name} is not among the uploads; send it again")
+        return file, name
 
     def image(self, path: str) -> Image.Image:
         """An uploaded photo, see `decode_image`.
@@ -72,5 +77,7 @@ class Uploads:
         Raises:
             InputError: it is neither, or not usable.
         """
-        name, data = self.read(path, edit=True)
-        return name, self.edit(path) if data[:1] == b"{" else self.image(path)
+        file, name = self._found(path)
+        with file.open("rb") as opened:
+            is_edit = opened.read(1) == b"{"
+        return name, self.edit(path) if is_edit else self.image(path)

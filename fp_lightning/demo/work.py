@@ -22,6 +22,7 @@ from fp_lightning.images import png_bytes
 
 MOST_NODES = 200  # of one history
 MOST_WORKS = 1000
+GONE = "this image is no longer in the history; choose another one"
 
 
 @dataclass
@@ -103,7 +104,7 @@ class Work:
     def node(self, key: Any) -> Node:
         """Raises InputError: there is none of this name."""
         if not isinstance(key, str) or key not in self.nodes:
-            raise InputError("this image is no longer in the history; choose another one")
+            raise InputError(GONE)
         return self.nodes[key]
 
 
@@ -154,7 +155,7 @@ class Works:
         for work in self:
             if isinstance(key, str) and key in work.nodes:
                 return work.nodes[key]
-        raise InputError("this image is no longer in the history; choose another one")
+        raise InputError(GONE)
 
     def clean(self) -> None:
         """Removes work that is too old, or the oldest where there is too much."""
