@@ -1,14 +1,14 @@
 """Lightning callbacks that show, score and save what the editor does; recipes name them by class path."""
 
-from .correspondence_maps import CorrespondenceMaps
-from .ema import TrainableEMA
-from .evaluation_report import EvaluationReport
-from .history_csv import MetricsCSV
-from .image_grid import ImageGrid
-from .last_checkpoint import LastCheckpoint
-from .loss_guard import LossGuard
-from .prediction_writer import PredictionWriter
-from .throughput import ProgressBar, Throughput
+from callbacks.correspondence_maps import CorrespondenceMaps
+from callbacks.ema import TrainableEMA
+from callbacks.evaluation_report import EvaluationReport
+from callbacks.history_csv import MetricsCSV
+from callbacks.image_grid import ImageGrid
+from callbacks.last_checkpoint import LastCheckpoint
+from callbacks.loss_guard import LossGuard
+from callbacks.prediction_writer import PredictionWriter
+from callbacks.throughput import ProgressBar, Throughput
 
 __all__ = [
     "CorrespondenceMaps",

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from fp_lightning.metrics import EditMetrics
-from fp_lightning.report import ReportSample, write_metrics, write_report
+from fp_lightning.evaluation.metrics import EditMetrics
+from fp_lightning.evaluation.report import ReportSample, write_metrics, write_report
 from fp_lightning.types import EditBatch
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from fp_lightning.evaluation.report import ReportSample, contact_sheet, encode
 from fp_lightning.files import write_atomic
-from fp_lightning.report import ReportSample, contact_sheet, encode
 from fp_lightning.types import EditBatch
 
 

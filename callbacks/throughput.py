@@ -10,7 +10,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from fp_lightning.counting import CountedOperations
+from fp_lightning.training.counting import CountedOperations
 
 PRECISIONS = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
 

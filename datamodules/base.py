@@ -20,10 +20,10 @@ from datamodules.loaders import EditLoader, EpochSampler, ResumableLoader, Share
 from datamodules.signals import SignalMix
 from datamodules.splits import SPLITS, Split, split_videos, spread
 from fp_lightning.errors import InputError
-from fp_lightning.heldout import listed_pairs
-from fp_lightning.images import squeeze
-from fp_lightning.latents import LatentStore
-from fp_lightning.shards import PairStore
+from fp_lightning.media.images import squeeze
+from fp_lightning.pairs.heldout import listed_pairs
+from fp_lightning.pairs.latents import LatentStore
+from fp_lightning.pairs.shards import PairStore
 from fp_lightning.types import EditBatch, VideoPair, to_unit_range
 
 STAGES: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}

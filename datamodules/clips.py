@@ -14,7 +14,7 @@ from datamodules.loaders import EpochSampler, ResumableLoader, ShareSampler
 from datamodules.scenes import scene_seed
 from datamodules.splits import SPLITS, Split
 from fp_lightning.errors import InputError
-from fp_lightning.scenes import Scene
+from fp_lightning.scenes.scene import Scene
 from fp_lightning.types import ClipBatch, to_unit_range
 
 SUPERSAMPLE = 2  # of a pixel's side

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fp_lightning.edits import SUFFIX, Edit, read_edit
 from fp_lightning.errors import InputError
-from fp_lightning.images import IMAGES, ROW, read_image, squeeze
+from fp_lightning.media.edits import SUFFIX, Edit, read_edit
+from fp_lightning.media.images import IMAGES, ROW, read_image, squeeze
 from fp_lightning.signals.combine import SIGNALS
 
 

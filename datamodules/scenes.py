@@ -7,7 +7,7 @@ from typing import Any
 from datamodules.base import EditDataModule
 from datamodules.signals import Coarse, Points, Sketch, choose
 from datamodules.splits import SPLITS, Split
-from fp_lightning.scenes import Scene
+from fp_lightning.scenes.scene import Scene
 from fp_lightning.types import TRACK_STRIDE, VideoPair
 
 

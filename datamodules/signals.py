@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules.inputs import InputImage, read_points
 from fp_lightning.errors import InputError
-from fp_lightning.images import coarse_image, drags, read_image, strokes
+from fp_lightning.media.images import coarse_image, drags, read_image, strokes
 from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.combine import SIGNALS, SignalName, signal_fields
 from fp_lightning.signals.points import points

@@ -2,6 +2,6 @@
 
 import sys
 
-from fp_lightning.cli import main
+from fp_lightning.cli.main import main
 
 sys.exit(main())

@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+
+Image = NDArray[np.uint8]  # [h, w, 3] RGB
 
 TRACK_STRIDE = 8  # pixels between tracked token centres in a stored pair
 MOVING_PIXELS, MOVING_WIDTH = 1.0, 512  # "moving": flow above 1 px at a width of 512 px
@@ -177,3 +181,11 @@ def to_unit_range(image: Tensor) -> Tensor:
 def to_uint8(image: Tensor) -> Tensor:
     """float in [-1, 1] → uint8, rounded and clamped; the inverse of `to_unit_range`."""
     return ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def token_centres(tracks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Positions [2, th, tw] in pixels of the centres of th × tw tokens that tile `size` (height, width)."""
+    rows, columns = tracks.shape[-2:]
+    y = (torch.arange(rows) + 0.5) * (size[0] / rows)
+    x = (torch.arange(columns) + 0.5) * (size[1] / columns)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))

@@ -5,14 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fp_lightning.backbone import Backbone
-from fp_lightning.editor import FramePainter, Losses
-from fp_lightning.edm import seeded_generators
-from fp_lightning.scenes import Scene
+from fp_lightning.model.editor import FramePainter, Losses
+from fp_lightning.model.edm import seeded_generators
+from fp_lightning.model.svd.load import Backbone
+from fp_lightning.model.svd.unet import FramePainterUNet
+from fp_lightning.model.tiny import (
+    tiny_control_encoder,
+    tiny_image_encoder,
+    tiny_scheduler,
+    tiny_unet,
+    tiny_vae,
+    write_tiny,
+)
+from fp_lightning.scenes.scene import Scene
 from fp_lightning.signals.sketch import sketch
-from fp_lightning.tiny import tiny_control_encoder, tiny_image_encoder, tiny_scheduler, tiny_unet, tiny_vae, write_tiny
 from fp_lightning.types import EditBatch, VideoPair, to_unit_range
-from fp_lightning.unet import FramePainterUNet
 
 torch.set_num_threads(1)
 

@@ -1,112 +1,112 @@
-"""The rooms and their doors: which package imports which, and what an import costs."""
+"""The structure of the code: which room imports which, that no imports form a circle, and what an import costs."""
 
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MATHEMATICS = {"control", "matching", "matching_loss", "matching_triton", "points", "specialise"}
-LAYERS = [  # a module imports from its own row and those above
-    {
-        "errors",
-        "types",
-        "edm",
-        "solvers",
-        "condition",
-        "files",
-        "tensorfiles",
-        "model_card",
-        "latents",
-        "scores",
-        "bootstrap",
-        "counting",
-        "recipe_files",
-        "checkpoints",
-    },
-    MATHEMATICS
-    | {
-        "images",
-        "edits",
-        "blend",
-        "shards",
-        "heldout",
-        "scenes",
-        "shapes",
-        "textures",
-        "signals",
-        "perceptual",
-        "dift",
-    },
-    {"unet", "pairs", "report", "adherence", "metrics", "provenance"},
-    {"backbone", "folders", "tiny", "trainable", "svd"},
-    {"editor"},
-    {"sampler", "correspondence", "optimiser"},
-    {"pipeline"},
-    {"module", "prior", "autoencoder"},
-    {"plan"},
-    {"convert", "evaluation", "demo"},
-    {"bench"},
-    {"cli", "trainer_cli", "quickstart", "sweep", "__main__", "__init__"},
-]
-ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
-DATA_ROOMS = {"pairs", "signals", "shards", "scenes", "shapes", "textures"}
-NETWORK = MATHEMATICS | {
-    *("condition", "unet", "backbone", "tiny", "autoencoder", "trainable", "svd", "plan"),
-    *("editor", "sampler", "correspondence", "optimiser", "pipeline", "module", "prior", "convert", "folders"),
+DATA = {"media", "signals", "pairs", "scenes"}
+ROOMS = {  # the rooms in order, and which others each may import besides `types`, `errors` and `files`
+    "media": set(),
+    "signals": {"media"},
+    "pairs": {"media", "signals"},
+    "scenes": {"media", "signals", "pairs"},
+    "model": set(),
+    "weights": {"model"},
+    "inference": {"media", "signals", "model", "weights"},
+    "evaluation": DATA | {"model", "weights", "inference"},
+    "training": DATA | {"model", "weights", "inference", "evaluation"},
+    "demo": DATA | {"model", "weights", "inference", "evaluation"},
+    "bench": DATA | {"model", "weights", "inference", "evaluation", "training", "demo"},
+    "cli": DATA | {"model", "weights", "inference", "evaluation", "training", "demo", "bench"},
+    # the packages beside fp_lightning, which recipes join with it by class_path
+    "datamodules": DATA,
+    "callbacks": {"media", "evaluation", "training"},
 }
+SHARED = {"types", "errors", "files"}
+ENTRIES = {"__init__", "__main__"}  # at the top, import what they start
+FILES = sorted(p for d in ("fp_lightning", "callbacks", "datamodules") for p in (ROOT / d).rglob("*.py"))
+LONGEST = 350  # lines of a file
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports anywhere, relative ones resolved."""
-    package = path.relative_to(ROOT).parent.parts
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """The project's modules that a file imports anywhere: at its top, inside functions and for type checkers."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            found.add(".".join([*base, *([node.module] if node.module else [])]))
-    return found
+            assert node.level == 0, f"{path} line {node.lineno}: imports are absolute"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return frozenset(found & MODULES.keys())
 
 
-def room(dotted: str) -> str | None:
-    parts = dotted.split(".")
-    return parts[1] if parts[0] == "fp_lightning" and len(parts) > 1 else None
-
-
-FILES = sorted(p for d in ("fp_lightning", "callbacks", "datamodules") for p in (ROOT / d).rglob("*.py"))
+def room(module: str) -> str:
+    """`fp_lightning.pairs.flow.dis` is in "pairs", `fp_lightning.types` is "types", `callbacks.ema` in "callbacks"."""
+    parts = module.split(".")
+    if parts[0] != "fp_lightning":
+        return parts[0]
+    return parts[1] if len(parts) > 1 else "__init__"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_run_one_way(path):
-    top, *rest = path.relative_to(ROOT).parts
-    rooms = {r for name in imports(path) if (r := room(name))}
-    outer = {name.split(".")[0] for name in imports(path)} & {"callbacks", "datamodules"}
-    if top == "fp_lightning":
-        own = rest[0].removesuffix(".py")
-        assert not outer, "recipes join the packages, fp_lightning does not"
-        assert all(ROW[r] <= ROW[own] for r in rooms)
-        if own in DATA_ROOMS:
-            assert not rooms & NETWORK
-    elif top == "datamodules":
-        assert rooms <= DATA_ROOMS - {"pairs"} | {"types", "errors", "files", "images", "edits", "latents", "heldout"}
-        assert "callbacks" not in outer
+    own = room(module_name(path))
+    others = {room(name) for name in imports(path)} - {own}
+    if own in ENTRIES | {"assets"}:
+        return
+    if own in SHARED:
+        assert others <= SHARED
     else:
-        assert rooms <= {"types", "errors", "files", "images", "metrics", "report", "counting"}
-        assert "datamodules" not in outer
+        assert others <= ROOMS[own] | SHARED
 
 
-def test_every_module_has_a_row():
-    names = {
-        p.relative_to(ROOT / "fp_lightning").parts[0].removesuffix(".py") for p in (ROOT / "fp_lightning").rglob("*.py")
+def test_the_table_has_every_room_once_and_names_only_earlier_ones():
+    at_the_top = {
+        p.stem if p.is_file() else p.name for p in (ROOT / "fp_lightning").iterdir() if "__pycache__" not in p.name
     }
-    assert names - {"assets"} == set(ROW)
+    assert at_the_top == set(ROOMS) - {"datamodules", "callbacks"} | SHARED | ENTRIES | {"assets"}
+    names = list(ROOMS)
+    for index, (name, others) in enumerate(ROOMS.items()):
+        assert others <= set(names[:index]), f"{name} may import {others - set(names[:index])}, which come later"
 
 
-@pytest.mark.parametrize("statement", ["import fp_lightning", "import fp_lightning.cli"])
+def test_no_circle_of_modules():
+    graph = {name: imports(path) - {name} for name, path in MODULES.items() if room(name) not in ENTRIES}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_has_one_idea(path):
+    """As far as a length can tell."""
+    assert len(path.read_text().splitlines()) <= LONGEST
+
+
+def test_no_markup_in_python():
+    """Pages are templates beside the code."""
+    with_markup = [str(path) for path in FILES if "<div" in path.read_text()]
+    assert with_markup == []
+
+
+@pytest.mark.parametrize("statement", ["import fp_lightning", "import fp_lightning.cli.main"])
 def test_importing_brings_no_heavy_package(statement):
     heavy = ("torch", "diffusers", "lightning", "cv2", "av")
     code = f"{statement}; import sys; print([m for m in {heavy} if m in sys.modules])"

@@ -27,8 +27,8 @@ from datamodules.scenes import scene_seed
 from datamodules.signals import Coarse, Points, Sketch
 from datamodules.splits import split_videos
 from fp_lightning.errors import InputError
-from fp_lightning.scenes import Scene
-from fp_lightning.shards import write_manifest, write_shard
+from fp_lightning.pairs.shards import write_manifest, write_shard
+from fp_lightning.scenes.scene import Scene
 from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.sketch import sketch
 from fp_lightning.types import to_uint8

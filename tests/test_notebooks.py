@@ -122,10 +122,10 @@ def preload() -> None:
 
     They are the same commands; a new interpreter for each would import for most of the time.
     """
-    import fp_lightning.sweep
+    import fp_lightning.training.sweep
 
     context = get_context("forkserver")
-    context.set_forkserver_preload(["test_notebooks", "fp_lightning.trainer_cli", "datamodules", "callbacks"])
+    context.set_forkserver_preload(["test_notebooks", "fp_lightning.cli.trainer", "datamodules", "callbacks"])
 
     def forked(command, stdout, stderr, env):
         assert command[1:3] == ["-m", "fp_lightning"] and stdout is stderr
@@ -134,12 +134,12 @@ def preload() -> None:
         process.join()
         return SimpleNamespace(returncode=process.exitcode)
 
-    fp_lightning.sweep.subprocess = SimpleNamespace(run=forked)
+    fp_lightning.training.sweep.subprocess = SimpleNamespace(run=forked)
 
 
 def command_line(words: list[str], log: str) -> None:
     """`fp-lightning WORDS` in this process, which ends with its status."""
-    from fp_lightning.cli import main
+    from fp_lightning.cli.main import main
 
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fp_lightning.scenes import Scene
+from fp_lightning.scenes.scene import Scene
 from fp_lightning.types import EditBatch, VideoPair, to_uint8, to_unit_range
 
 

@@ -10,7 +10,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from fp_lightning.bench.measure import Result, compare
 from fp_lightning.bench.networks import DEVICE
-from fp_lightning.checkpoints import CheckpointWriter
+from fp_lightning.training.checkpoints import CheckpointWriter
 
 WEIGHTS = 64 * 2**20  # about as many as adapters, matching branch and control encoder of SVD have
 MATRICES = 64

@@ -19,8 +19,8 @@ from fp_lightning.demo.examples import examples
 from fp_lightning.demo.run import EditRun
 from fp_lightning.demo.serve import Served, served
 from fp_lightning.demo.studio import Step
-from fp_lightning.edits import Edit
-from fp_lightning.scenes import Scene
+from fp_lightning.media.edits import Edit
+from fp_lightning.scenes.scene import Scene
 
 PEOPLE, EDITS = 20, 10  # at once, and how many each of them makes
 STEPS = 4  # of each of these

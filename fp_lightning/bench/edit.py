@@ -7,11 +7,12 @@ from torch import Tensor
 
 from fp_lightning.bench.measure import Result, compare
 from fp_lightning.bench.networks import DEVICE, full_editor, full_unet
-from fp_lightning.condition import Condition
-from fp_lightning.editor import FramePainter, build_editor
-from fp_lightning.sampler import Sampling, prepare, sample_latents
-from fp_lightning.solvers import euler
-from fp_lightning.specialise import generalise, specialise
+from fp_lightning.inference.sampler import Sampling, prepare, sample_latents
+from fp_lightning.inference.solvers import euler
+from fp_lightning.model.build import build_editor
+from fp_lightning.model.condition import Condition
+from fp_lightning.model.editor import FramePainter
+from fp_lightning.model.svd.specialise import generalise, specialise
 from fp_lightning.types import EditBatch
 
 UNET_SIZES: list[tuple[int, int]] = [(40, 64), (72, 128)]  # latents

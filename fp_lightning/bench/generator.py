@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from fp_lightning.bench.measure import Result, compare
 from fp_lightning.bench.networks import DEVICE
-from fp_lightning.editor import build_editor
-from fp_lightning.edm import seeded_generators
-from fp_lightning.prior import VideoPriorModule
-from fp_lightning.recipe_files import recipe_path
+from fp_lightning.model.build import build_editor
+from fp_lightning.model.edm import seeded_generators
+from fp_lightning.training.prior import VideoPriorModule
+from fp_lightning.training.recipe_files import recipe_path
 from fp_lightning.types import ClipBatch
 
 

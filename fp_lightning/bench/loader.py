@@ -11,8 +11,8 @@ import cv2
 from safetensors import safe_open
 
 from fp_lightning.bench.measure import Result, compare
-from fp_lightning.scenes import Scene
-from fp_lightning.shards import FOLDER, write_manifest, write_shard
+from fp_lightning.pairs.shards import FOLDER, write_manifest, write_shard
+from fp_lightning.scenes.scene import Scene
 
 SIZE, VIDEOS, PER_VIDEO, BATCH = (320, 512), 8, 8, 4
 

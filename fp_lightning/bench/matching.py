@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fp_lightning.bench.measure import Result, compare
 from fp_lightning.bench.networks import DEVICE
-from fp_lightning.matching_loss import FORMS, matching_loss
+from fp_lightning.model.matching_loss import FORMS, matching_loss
 
 TOKENS, HEADS, WIDTH, VISIBLE = 9216, 5, 64, 0.25  # of the finest layer at 576 × 1024
 

@@ -8,9 +8,9 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from torch import nn
 
-from fp_lightning.editor import FramePainter
-from fp_lightning.svd import svd_parts, svd_unet
-from fp_lightning.unet import FramePainterUNet
+from fp_lightning.model.editor import FramePainter
+from fp_lightning.model.svd.shapes import svd_parts, svd_unet
+from fp_lightning.model.svd.unet import FramePainterUNet
 
 M = TypeVar("M", bound=nn.Module)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

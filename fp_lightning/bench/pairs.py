@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from fp_lightning.bench.measure import Result, compare
-from fp_lightning.pairs.build import PairSettings, build_video, process_video
+from fp_lightning.evaluation.scores import psnr
+from fp_lightning.pairs.build import build_video, process_video
 from fp_lightning.pairs.engines import Task, cores, one_thread, run_local
-from fp_lightning.pairs.flow import dis_flow
+from fp_lightning.pairs.flow.dis import dis_flow
 from fp_lightning.pairs.motion import chained_flow, link
+from fp_lightning.pairs.settings import PairSettings
+from fp_lightning.pairs.shards import write_shard
 from fp_lightning.pairs.tracks import tracks_from_flow
-from fp_lightning.scenes import Scene, write_clip
-from fp_lightning.scores import psnr
-from fp_lightning.shards import write_shard
+from fp_lightning.scenes.scene import Scene, write_clip
 from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.sketch import sketch
 from fp_lightning.types import VideoPair

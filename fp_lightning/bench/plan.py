@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from fp_lightning.backbone import SHIPPED
 from fp_lightning.bench.measure import Result, peak_bytes
 from fp_lightning.bench.networks import filled
-from fp_lightning.edm import seeded_generators
-from fp_lightning.plan import Setting, editor_of, empty_batch, footprint
-from fp_lightning.trainable import store_frozen
+from fp_lightning.model.edm import seeded_generators
+from fp_lightning.model.svd.load import SHIPPED
+from fp_lightning.model.trainable import store_frozen
+from fp_lightning.training.plan import Setting, editor_of, empty_batch, footprint
 
 TINY = Setting("tiny", (64, 64), 8)
 MIDDLE = replace(TINY, size=(128, 192), batch_size=2)  # a U-Net of 49 million weights

@@ -6,11 +6,12 @@ import torch
 
 from fp_lightning.bench.measure import Result, compare
 from fp_lightning.bench.networks import DEVICE, full_editor
-from fp_lightning.editor import FramePainter, build_editor
-from fp_lightning.edm import seeded_generators
-from fp_lightning.scenes import Scene
+from fp_lightning.model.build import build_editor
+from fp_lightning.model.editor import FramePainter
+from fp_lightning.model.edm import seeded_generators
+from fp_lightning.model.trainable import choose_trainable
+from fp_lightning.scenes.scene import Scene
 from fp_lightning.signals.sketch import sketch
-from fp_lightning.trainable import choose_trainable
 from fp_lightning.types import EditBatch, to_unit_range
 
 SIZES = {"tiny": (64, 64), "full": (128, 192)}  # px

@@ -13,9 +13,9 @@ from PIL import Image
 from fp_lightning.demo.desk import Desk
 from fp_lightning.demo.studio import Studio, sentence
 from fp_lightning.demo.uploads import Uploads
-from fp_lightning.edits import SUFFIX, Edit, check_seed, check_settings
 from fp_lightning.errors import InputError
-from fp_lightning.images import png_bytes
+from fp_lightning.media.edits import SUFFIX, Edit, check_seed, check_settings
+from fp_lightning.media.images import png_bytes
 
 
 def add_api(studio: Studio, desk: Desk, uploads: Uploads) -> None:

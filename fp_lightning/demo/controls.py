@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fp_lightning.edits import Edit
 from fp_lightning.errors import InputError
-from fp_lightning.sampler import Sampling
+from fp_lightning.inference.sampler import Sampling
+from fp_lightning.media.edits import Edit
 
 MOST_CANDIDATES = 4
 MOST_SEED = 2**53  # the greatest whole number that a browser holds exactly

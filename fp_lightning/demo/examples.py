@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fp_lightning.demo.drawing import outline
-from fp_lightning.scenes import GROUND, Scene
+from fp_lightning.scenes.scene import GROUND, Scene
 
 SIZE = (256, 256)  # (height, width) in pixels
 CONTENT: dict[str, Any] = {"objects": (1, 1), "radius": (0.15, 0.3), "detail": 0.15, "motion": (0.25, 0.375)}

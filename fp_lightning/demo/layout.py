@@ -13,7 +13,7 @@ from fp_lightning.demo.controls import MOST_CANDIDATES, Controls
 from fp_lightning.demo.examples import examples
 from fp_lightning.demo.pictures import thumbnail
 from fp_lightning.demo.studio import MOST_STEPS
-from fp_lightning.solvers import SOLVERS
+from fp_lightning.inference.solvers import SOLVERS
 
 
 class Layout:

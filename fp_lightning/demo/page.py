@@ -26,9 +26,9 @@ from fp_lightning.demo.sheet import sheet
 from fp_lightning.demo.studio import Step, Studio, sentence
 from fp_lightning.demo.uploads import Uploads
 from fp_lightning.demo.work import Node, Work, Works
-from fp_lightning.edits import Edit, read_edit
 from fp_lightning.errors import InputError
-from fp_lightning.images import drags
+from fp_lightning.media.edits import Edit, read_edit
+from fp_lightning.media.images import drags
 
 Updates = dict[Any, Any]
 

@@ -7,7 +7,7 @@ from base64 import b64encode
 
 from PIL import Image
 
-from fp_lightning.images import png_bytes
+from fp_lightning.media.images import png_bytes
 
 LOSSLESS = 512  # px, the longer side of images that are not compressed with loss
 SHOWN = 1280  # px, the longer side of a photo on the canvas at most

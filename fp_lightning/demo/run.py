@@ -11,7 +11,7 @@ from fp_lightning.demo.desk import Cancelled, Desk, Job
 from fp_lightning.demo.pictures import thumbnail
 from fp_lightning.demo.studio import Step, Studio
 from fp_lightning.demo.work import Work
-from fp_lightning.edits import Edit
+from fp_lightning.media.edits import Edit
 
 
 class EditRun:

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fp_lightning.backbone import local_folder
 from fp_lightning.demo.drawing import outline
 from fp_lightning.errors import InputError
+from fp_lightning.model.svd.load import local_folder
 
 SAM = "facebook/sam-vit-base"
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from fp_lightning.errors import InputError
-from fp_lightning.pipeline import FramePainterPipeline
+from fp_lightning.inference.pipeline import FramePainterPipeline
 
 USER = "editor"  # of the password
 

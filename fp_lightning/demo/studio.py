@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from fp_lightning.correspondence import Matches, matches
 from fp_lightning.demo.desk import Cancelled, Job
 from fp_lightning.demo.pictures import data_url
-from fp_lightning.edits import Edit
-from fp_lightning.edm import seeded_generators
 from fp_lightning.errors import InputError
-from fp_lightning.images import squeeze
-from fp_lightning.latents import fingerprint
-from fp_lightning.pipeline import FramePainterPipeline
-from fp_lightning.sampler import Sampling
+from fp_lightning.evaluation.correspondence import Matches, matches
+from fp_lightning.inference.pipeline import FramePainterPipeline
+from fp_lightning.inference.sampler import Sampling
+from fp_lightning.media.edits import Edit
+from fp_lightning.media.images import squeeze
+from fp_lightning.model.edm import seeded_generators
+from fp_lightning.model.fingerprint import fingerprint
 from fp_lightning.types import to_uint8, to_unit_range
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Studio:
         return {"callback_on_step_end": tell, "callback_on_step_end_tensor_inputs": ("denoised",)}
 
     def matches(self, edit: Edit, result: Image.Image) -> Matches | None:
-        """Where each place of a result comes from, see `fp_lightning.correspondence.matches`."""
+        """Where each place of a result comes from, see `fp_lightning.evaluation.correspondence.matches`."""
         size = (edit.settings["height"], edit.settings["width"])
         layers = None if edit.sketch is None else [edit.sketch]
         signals = {"sketch": layers, "coarse": edit.coarse, "points": edit.points}

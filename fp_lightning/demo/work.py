@@ -15,10 +15,10 @@ from PIL import Image
 
 from fp_lightning.demo.controls import Controls
 from fp_lightning.demo.pictures import thumbnail
-from fp_lightning.edits import SUFFIX, Edit
 from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic
-from fp_lightning.images import png_bytes
+from fp_lightning.media.edits import SUFFIX, Edit
+from fp_lightning.media.images import png_bytes
 
 MOST_NODES = 200  # of one history
 MOST_WORKS = 1000

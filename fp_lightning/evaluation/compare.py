@@ -14,15 +14,15 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from fp_lightning.bootstrap import RESAMPLES, bootstrap_means, interval
 from fp_lightning.errors import InputError
+from fp_lightning.evaluation.bootstrap import RESAMPLES, bootstrap_means, interval
 from fp_lightning.evaluation.examples import Examples
+from fp_lightning.evaluation.metrics import COPY, FID_RESAMPLES, METRICS, SCORES, TRUTH, EditMetrics
 from fp_lightning.evaluation.page import write_comparison_page
+from fp_lightning.evaluation.report import ROWS, ReportSample, write_metrics
+from fp_lightning.evaluation.scores import frechet_of_features
 from fp_lightning.files import write_atomic
-from fp_lightning.images import IMAGES, read_image, squeeze
-from fp_lightning.metrics import COPY, FID_RESAMPLES, METRICS, SCORES, TRUTH, EditMetrics
-from fp_lightning.report import ROWS, ReportSample, write_metrics
-from fp_lightning.scores import frechet_of_features
+from fp_lightning.media.images import IMAGES, read_image, squeeze
 from fp_lightning.types import EditBatch, to_unit_range
 
 SOURCE, TARGET = "source, unedited", "true target"  # for what the second is: metrics that rest on estimates

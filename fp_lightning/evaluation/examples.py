@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from fp_lightning.errors import InputError
+from fp_lightning.evaluation.report import encode
 from fp_lightning.files import write_atomic
-from fp_lightning.heldout import listed_pairs
-from fp_lightning.images import drags, read_image, squeeze
-from fp_lightning.report import encode
-from fp_lightning.shards import PairStore
+from fp_lightning.media.images import drags, read_image, squeeze
+from fp_lightning.pairs.heldout import listed_pairs
+from fp_lightning.pairs.shards import PairStore
 from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.combine import signal_fields
 from fp_lightning.signals.points import points
@@ -111,7 +111,7 @@ class DragExamples:
         return image.height, image.width
 
     def rows(self, index: int) -> list[Any]:
-        """The drags as they are written, in pixels of the source; see `fp_lightning.images.drags`."""
+        """The drags as they are written, in pixels of the source; see `fp_lightning.media.images.drags`."""
         path = _annotation(self.sources[index])
         assert path is not None
         try:

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from fp_lightning.report import (
+from fp_lightning.evaluation.report import (
     PAPER,
     ROWS,
     ReportSample,

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fp_lightning.bootstrap import bootstrap_means, interval
 from fp_lightning.errors import InputError
+from fp_lightning.evaluation.bootstrap import bootstrap_means, interval
 from fp_lightning.evaluation.compare import check_sizes, find_predictions, folder_labels, prediction
 from fp_lightning.evaluation.examples import Examples
+from fp_lightning.evaluation.report import data_url, html_page, signal_image
 from fp_lightning.files import write_atomic
-from fp_lightning.report import data_url, html_page, signal_image
 from fp_lightning.types import to_uint8
 
 KEY_FORMAT, ANSWERS_FORMAT = "fp_lightning study key 1", "fp_lightning study answers 1"

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fp_lightning.errors import InputError
-from fp_lightning.pairs.learned import choose_device, exact_float32, fill, first_line, within_memory
+from fp_lightning.pairs.flow.learned import choose_device, exact_float32, fill, first_line, within_memory
 
 if TYPE_CHECKING:
-    from fp_lightning.pairs.flow import Image
+    from fp_lightning.types import Image
 
 COTRACKER_LICENCE = "CoTracker-v3 (code and weights) is licensed CC-BY-NC 4.0: no commercial use, credit to its authors"
 REPOSITORY, ENTRY = "facebookresearch/co-tracker", "cotracker3_offline"

@@ -18,7 +18,7 @@ import torch
 from fp_lightning.errors import InputError
 
 if TYPE_CHECKING:
-    from fp_lightning.pairs.build import PairSettings
+    from fp_lightning.pairs.settings import PairSettings
 
 Engine = Literal["local", "ray"]
 Record = dict[str, Any]

@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fp_lightning.pairs.flow import FlowEstimator, Image, dis_flow
+from fp_lightning.pairs.flow.dis import dis_flow
+from fp_lightning.pairs.flow.estimator import FlowEstimator
 from fp_lightning.pairs.tracks import centres, step
-from fp_lightning.types import length
+from fp_lightning.types import Image, length
 
 Array = NDArray[np.float32]
 REST = 0.5  # px at 512 px width: less is no motion

@@ -22,14 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fp_lightning.errors import InputError
+from fp_lightning.evaluation.report import encode, html_page, signal_image
 from fp_lightning.files import write_atomic
-from fp_lightning.pairs.video import VideoError, read_frames
-from fp_lightning.report import encode, html_page, signal_image
-from fp_lightning.shards import MANIFEST, PairStore, shard_path, token_centres
+from fp_lightning.media.video import VideoError, read_frames
+from fp_lightning.pairs.shards import MANIFEST, PairStore, shard_path
 from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.points import points
 from fp_lightning.signals.sketch import sketch
-from fp_lightning.types import MOVING_PIXELS, MOVING_WIDTH, EditBatch, VideoPair, to_unit_range
+from fp_lightning.types import MOVING_PIXELS, MOVING_WIDTH, EditBatch, VideoPair, to_unit_range, token_centres
 
 T = TypeVar("T")
 

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fp_lightning.pairs.flow import Image
-from fp_lightning.types import TRACK_STRIDE
+from fp_lightning.types import TRACK_STRIDE, Image
 
 
 class Tracker(Protocol):

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fp_lightning.shards import token_centres
-from fp_lightning.types import MOVING_PIXELS, MOVING_WIDTH, VideoPair
+from fp_lightning.types import MOVING_PIXELS, MOVING_WIDTH, VideoPair, token_centres
 
 
 def moved_tokens(tracks: Tensor, visible: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,168 @@
+"""LightningCLI as this project uses it: stacked recipes, one run folder, errors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import transformers
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+from fp_lightning.cli.commands import TRAINER_COMMANDS
+from fp_lightning.errors import InputError
+from fp_lightning.files import write_atomic, written_beside
+from fp_lightning.training.provenance import provenance
+from fp_lightning.training.recipe_files import RECIPES
+
+TERMINATED = 128 + signal.SIGTERM  # exit status of a process that SIGTERM ended, as shells and SLURM read it
+RUN_RECIPE = RECIPES / "run.yaml"  # what every run writes; read before the recipes that a command names
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes `<run>/{config.*.yaml,provenance.*.json}`, * being the command, so that none replaces another's."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder, command = Path(trainer.default_root_dir), trainer.state.fn.value  # type: ignore[union-attr]
+        with written_beside(folder / f"config.{command}.yaml") as partial:
+            self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
+        pairs = getattr(getattr(trainer, "datamodule", None), "pairs", None)
+        known = json.dumps(provenance(pairs), indent=2)
+        write_atomic(folder / f"provenance.{command}.json", known.encode())
+
+
+class EditCLI(LightningCLI):
+    """Command-line arguments win over what a checkpoint remembers: its hyper-parameters are not read."""
+
+    def _parse_ckpt_path(self) -> None:
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and path not in ("last", "best", "hpc", "registry") and not Path(path).is_file():
+            raise InputError(f"no checkpoint {path}; a run keeps its own in checkpoints/last.ckpt and best.ckpt")
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except ValueError as error:  # for instance a strategy that is unknown, or not for this accelerator
+            raise InputError(f"{str(error).splitlines()[0].rstrip('.')}; change the trainer's options") from error
+
+
+class Unbuilt(EditCLI):
+    """Reads a configuration and builds nothing of it."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def configuration(words: Sequence[str]) -> Namespace:
+    """What `fit` with these words would be configured as.
+
+    Raises:
+        InputError: as in `run`.
+    """
+    before, sys.argv = sys.argv, [sys.argv[0], "fit", *words]
+    try:
+        with _told("fit"):
+            return _cli(Unbuilt).config["fit"]
+    finally:
+        sys.argv = before
+
+
+def run(command: str) -> None:
+    """Runs `fit`, `validate`, `test` or `predict` as `sys.argv` says.
+
+    After SIGTERM the step is finished, `last.ckpt` written, and the exit status `TERMINATED`.
+
+    Raises:
+        InputError: a recipe or an option is wrong; one line that names it.
+    """
+    with _told(command):
+        _cli(EditCLI)
+
+
+def _cli(kind: type[EditCLI]) -> EditCLI:
+    """Of the words in `sys.argv`."""
+    quiet()
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    common = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
+    subcommands = {name: {**common, "default_config_files": [str(RUN_RECIPE)]} for name in TRAINER_COMMANDS}
+    return kind(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=RunConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        parser_kwargs={**common, **subcommands},
+    )
+
+
+@contextmanager
+def _told(command: str) -> Iterator[None]:
+    """Turns what Lightning and jsonargparse raise into one line."""
+    try:
+        yield
+    except SIGTERMException:
+        print("stopped by SIGTERM; go on with --ckpt_path RUN/checkpoints/last.ckpt", file=sys.stderr)
+        raise SystemExit(TERMINATED) from None
+    except argparse.ArgumentError as error:
+        raise InputError(one_line(str(error), command)) from error
+    except MisconfigurationException as error:
+        raise InputError(f"{str(error).splitlines()[0].rstrip('.')}; change the trainer's options") from error
+    except ValueError as error:  # jsonargparse wraps what a constructor raises, or quotes it
+        if wrapped := wrapped_input_error(error):
+            raise wrapped from error
+        if missing := re.search(r"Requirement '?([^']+)'? not met|No module named '([^']+)'", str(error)):
+            package = missing[1] or missing[2]
+            raise InputError(f"this needs {package}: pip install '{package}', or leave out what needs it") from error
+        raise
+
+
+def wrapped_input_error(error: BaseException | None) -> InputError | None:
+    """The InputError among the causes of an error."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def one_line(message: str, command: str) -> str:
+    """jsonargparse's tree of failed alternatives → its innermost complaints, on one line."""
+    lines = [re.sub(r"^[-\s]+", "", line).strip() for line in message.splitlines()]
+    telling = [
+        line
+        for line in lines
+        if re.search(r"not accepted|not expected|unrecognized|required|Unable to|No such|must|got", line)
+    ]
+    chosen = list(dict.fromkeys(telling or lines[:3]))
+    return f"{'; '.join(chosen).rstrip('.')}; `fp-lightning {command} --help` and the recipes list what is accepted"
+
+
+def quiet() -> None:
+    """Silences notices that no user can act on."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*JsonargparseDeprecationWarning.*")
+    warnings.filterwarnings("ignore", module="jsonargparse")
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+    )

@@ -1,0 +1,1 @@
+"""From a trained editor to an edited photo."""

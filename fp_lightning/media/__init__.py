@@ -1,0 +1,1 @@
+"""Files that users hand in: images, videos and saved edits."""

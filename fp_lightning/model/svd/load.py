@@ -1,0 +1,199 @@
+"""SVD's parts or a saved editor's, from a diffusers-format folder or a hub id, or one of the models in this package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    UNetSpatioTemporalConditionModel,
+)
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from torch import nn
+from transformers import CLIPVisionModelWithProjection
+
+from fp_lightning.errors import InputError
+from fp_lightning.model.control import ControlEncoder
+from fp_lightning.model.matching import AttentionKind, MatchQueries
+from fp_lightning.model.svd.unet import FramePainterUNet
+
+_ASSETS = Path(__file__).parents[2] / "assets"
+SHIPPED = {"tiny": _ASSETS / "tiny", "tiny-editor": _ASSETS / "tiny_editor"}  # models in this package, by name
+SVD = "stabilityai/stable-video-diffusion-img2vid-xt-1-1"
+_FILES = {
+    "unet": ("config.json", "diffusion_pytorch_model"),
+    "control_encoder": ("config.json", "diffusion_pytorch_model"),
+    "vae": ("config.json", "diffusion_pytorch_model"),
+    "image_encoder": ("config.json", "model"),
+    "scheduler": ("scheduler_config.json", None),
+}
+
+
+@dataclass
+class Backbone:
+    """What an editor is joined from."""
+
+    unet: FramePainterUNet
+    control_encoder: ControlEncoder
+    vae: AutoencoderKLTemporalDecoder
+    image_encoder: CLIPVisionModelWithProjection
+    scheduler: EulerDiscreteScheduler
+
+
+def load_backbone(
+    model: str = SVD,
+    weights: Literal["pretrained", "random"] = "pretrained",
+    attention: AttentionKind = "matching",
+    match_queries: MatchQueries = "target",
+    variant: str | None = None,
+    seed: int = 0,
+) -> Backbone:
+    """Loads SVD in float32 with a new control encoder and a new matching branch, or a saved editor with its own.
+
+    Args:
+        model: "tiny" (a prior, tiny-svd), "tiny-editor" (an editor made from it), a folder in diffusers' format,
+            or a hub id; of SVD, or of a pipeline that
+            `FramePainterPipeline.save_pretrained` or `fp-lightning convert` wrote.
+        weights: of the U-Net. "random" needs only its config; its last layer then starts at zero, so
+            that training starts from D(x) = c_skip · x. The VAE and the image encoder are always loaded.
+        attention, match_queries: see `install_attention`.
+        variant: of the weight files, e.g. "fp16".
+        seed: of all weights that are not loaded.
+
+    Raises:
+        InputError: a file is missing, gated or unreadable; says which, where it was looked for, and the remedy.
+    """
+    folder = str(SHIPPED.get(model, model))
+    config = _load_config(folder)
+    saved = config.get("_class_name") == FramePainterUNet.__name__
+    if saved and config["attention"] != attention and weights == "pretrained":
+        raise InputError(
+            f"{model} is an editor with {config['attention']} attention; set attention to that, or start from SVD"
+        )
+    control_encoder: ControlEncoder
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if weights == "random":
+            unet = FramePainterUNet.from_config(config, attention=attention, match_queries=match_queries)
+            for parameter in unet.conv_out.parameters():
+                nn.init.zeros_(parameter)
+        elif saved:
+            unet = _load(FramePainterUNet, folder, "unet", variant=variant, torch_dtype=torch.float32)
+            unet.set_match_queries(match_queries)
+        else:
+            plain = _load(UNetSpatioTemporalConditionModel, folder, "unet", variant=variant, torch_dtype=torch.float32)
+            unet = FramePainterUNet.from_svd(plain, attention, match_queries)
+        control_config = Path(folder) / "control_encoder" / "config.json"
+        if saved and weights == "pretrained":
+            control_encoder = _load(
+                ControlEncoder, folder, "control_encoder", variant=variant, torch_dtype=torch.float32
+            )
+        elif control_config.is_file():
+            control_encoder = ControlEncoder.from_config(ControlEncoder.load_config(control_config.parent))
+        else:
+            control_encoder = ControlEncoder(out_channels=unet.config.block_out_channels[0])
+    return Backbone(
+        unet=unet,
+        control_encoder=control_encoder,
+        vae=_load(AutoencoderKLTemporalDecoder, folder, "vae", variant=variant, torch_dtype=torch.float32),
+        image_encoder=_load(
+            CLIPVisionModelWithProjection, folder, "image_encoder", variant=variant, dtype=torch.float32
+        ),
+        scheduler=_load(EulerDiscreteScheduler, folder, "scheduler"),
+    )
+
+
+def saved_settings(model: str) -> dict[str, Any] | None:
+    """The settings of a saved editor as `FramePainter.settings` names them; None if `model` is not one."""
+    folder = str(SHIPPED.get(model, model))
+    config = _load_config(folder)
+    if config.get("_class_name") != FramePainterUNet.__name__:
+        return None
+    try:
+        index = DiffusionPipeline.load_config(folder)
+    except Exception as error:  # as in _load
+        raise InputError(f"{folder} has an editor's unet but no readable model_index.json; save it again") from error
+    own = {name: config[name] for name in ("attention", "match_queries")}
+    return own | {name: index[name] for name in ("control_frames", "control_factor")}
+
+
+def local_folder(model: str, patterns: Sequence[str], example: str = SVD, **kwargs: Any) -> Path:
+    """The folder that `model` names, or a hub repository's files that match `patterns`, in the hub cache.
+
+    An error names `example` as what could be downloaded instead of a folder that does not exist. `kwargs` are
+    those of `snapshot_download`.
+
+    Raises:
+        InputError: there is no such folder, and the hub does not give it.
+    """
+    if model in SHIPPED:
+        return SHIPPED[model]
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(patterns), **kwargs))
+    except Exception as error:  # the hub raises many kinds
+        raise InputError(_explain(model, "model", None, error, example)) from error
+
+
+def _load(kind: Any, folder: str, part: str, **kwargs) -> Any:
+    """`kind.from_pretrained` with one clear error; a weight file that lacks keys is an error too."""
+    try:
+        if part == "scheduler":
+            return kind.from_pretrained(folder, subfolder=part)
+        loaded, info = kind.from_pretrained(folder, subfolder=part, output_loading_info=True, **kwargs)
+    except Exception as error:  # diffusers, transformers, safetensors and the hub each raise their own kinds
+        raise InputError(_explain(folder, part, kwargs.get("variant"), error)) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{part} weights in {folder} lack {len(missing)} tensors, the first {missing[0]}; "
+            "the folder is not a complete copy, download it again"
+        )
+    return loaded
+
+
+def _load_config(folder: str) -> dict[str, Any]:
+    try:
+        return UNetSpatioTemporalConditionModel.load_config(folder, subfolder="unet")
+    except Exception as error:  # as in _load
+        raise InputError(_explain(folder, "unet", None, error)) from error
+
+
+def _explain(folder: str, part: str, variant: str | None, error: Exception, example: str = SVD) -> str:
+    """One line: which file, where it was looked for, how to get it."""
+    on_hub = folder.count("/") == 1 and not folder.startswith((".", "/", "~"))
+    wanted_repo = folder if on_hub and not Path(folder).is_dir() else example
+    get = f"get it with `hf download {wanted_repo} --local-dir DIR` and pass that folder"
+    if Path(folder).is_dir():
+        config, stem = _FILES[part]
+        wanted = [config] + ([f"{stem}{f'.{variant}' if variant else ''}.safetensors"] if stem else [])
+        absent = [name for name in wanted if not (Path(folder) / part / name).is_file()]
+        if absent:
+            return f"{part} of the model is not complete: no {' and no '.join(absent)} in {Path(folder) / part}; {get}"
+        return f"{part} in {Path(folder) / part} cannot be loaded ({_first_line(error)}); {get}"
+    if not on_hub:
+        own = f", or use the model {' or '.join(map(repr, SHIPPED))}" if example == SVD else ""
+        return f"no model folder {folder}; {get}{own}"
+    causes = (error, error.__cause__, error.__context__)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return f"{folder} is gated: accept its licence on its hub page and run `hf auth login`, then try again"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return f"no model {folder} on the hub (or it is private: run `hf auth login`); {get}"
+    cache = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
+    return (
+        f"{part} of {folder} is neither in the hub cache {cache} nor reachable ({_first_line(error)}); "
+        f"on a connected machine accept the model's licence, run `hf auth login`, then {get}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")

@@ -1,0 +1,208 @@
+"""Pairs on disk: one safetensors file per video, images and flows in it as lossless PNG.
+
+A folder of pairs is `manifest.json`, which lists the videos and how many pairs each has, beside
+`shards/NAME.safetensors`. So a reader knows all pairs from one small file, any rank may read any pair
+at any time, and an epoch goes on at any sample. Pair i of a file has the byte tensors `i.source`,
+`i.target` (8-bit PNG), `i.flow_to_source`, `i.flow_to_target` and `i.tracks` (16-bit PNG as in KITTI:
+value · 64 + 2^15, so ±512 px in steps of 1/64 px; tracks as displacements from their own token's
+centre, visibility in the third channel); the video's name and each pair's `meta` are JSON in the
+header. A folder may lie in object storage: any URL that fsspec knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from fp_lightning.errors import InputError
+from fp_lightning.files import written_beside
+from fp_lightning.types import VideoPair, token_centres
+
+MANIFEST, FOLDER = "manifest.json", "shards"
+QUANTUM, OFFSET = 64.0, 2.0**15  # steps per pixel; the stored value of 0 px
+FLOW_LIMIT = 512 - 1 / QUANTUM  # greatest flow in pixels that can be stored
+
+
+def shard_path(root: str | Path, video: str) -> Path:
+    """Where the pairs of `video` (its name as given) lie: a readable stem, made unique by a hash."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(video).stem)[:60] or "video"
+    return Path(root) / FOLDER / f"{stem}-{hashlib.sha1(video.encode()).hexdigest()[:8]}.safetensors"
+
+
+def write_shard(root: str | Path, video: str, pairs: Sequence[VideoPair]) -> Path:
+    """Writes the pairs of one video, whole or not at all, and returns the file's path.
+
+    Raises:
+        InputError: a flow is not finite or exceeds 512 px, the greatest that can be stored.
+    """
+    tensors: dict[str, NDArray[np.uint8]] = {}
+    for index, pair in enumerate(pairs):
+        centres = token_centres(pair.tracks, pair.size)
+        tensors[f"{index}.source"] = _image_to_png(pair.source)
+        tensors[f"{index}.target"] = _image_to_png(pair.target)
+        try:
+            tensors[f"{index}.flow_to_source"] = _flow_to_png(pair.flow_to_source)
+            tensors[f"{index}.flow_to_target"] = _flow_to_png(pair.flow_to_target)
+            tensors[f"{index}.tracks"] = _flow_to_png(pair.tracks - centres, pair.visible)
+        except InputError as error:
+            raise InputError(f"pair {index} of {video}: {error}") from error
+    path = shard_path(root, video)
+    header = json.dumps({"video": video, "meta": [pair.meta for pair in pairs]})
+    with written_beside(path) as partial:
+        save_file(tensors, str(partial), {"header": header})  # one entry: their order is not fixed
+        partial.chmod(0o644)  # others read shared folders too
+    return path
+
+
+def write_manifest(
+    root: str | Path, records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Writes and returns `manifest.json`: the records of all videos, their sums and the settings.
+
+    Args:
+        records: of each video `{"video": name, "pairs": n, "rejected": {reason: n}, "error": None | str}`.
+        settings: how the pairs were made.
+    """
+    rejected: Counter[str] = sum((Counter(record["rejected"]) for record in records), Counter())
+    manifest = {
+        "videos": len(records),
+        "pairs": sum(record["pairs"] for record in records),
+        "rejected": dict(sorted(rejected.items())),
+        "settings": dict(settings or {}),
+        "per_video": list(records),
+    }
+    with written_beside(Path(root) / MANIFEST) as partial:
+        partial.write_text(json.dumps(manifest, indent=2))
+    return manifest
+
+
+class PairStore:
+    """The pairs that a folder's manifest lists, in its order. A pair is read when it is asked for.
+
+    Holds names only, so it goes to loader processes as it is. A folder in object storage (a URL) is read
+    through a cache on disk, `$FP_LIGHTNING_CACHE` or `~/.cache/fp_lightning`: a shard is fetched when the
+    first of its pairs is asked for.
+
+    Raises:
+        InputError: `root` holds no pairs.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root)
+        remedy = f"make some with `fp-lightning pairs VIDEOS --out {root}`"
+        try:
+            manifest = json.loads(self._local(MANIFEST, fresh=True).read_text())
+            counts = {record["video"]: record["pairs"] for record in manifest["per_video"]}
+        except FileNotFoundError as error:
+            raise InputError(f"no pairs in {root} (no {MANIFEST}); {remedy}") from error
+        except (OSError, ImportError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{root} cannot be read as pairs ({type(error).__name__}: {error}); {remedy}") from error
+        self.videos = [video for video, count in counts.items() for _ in range(count)]  # per pair
+        self._inner = [index for count in counts.values() for index in range(count)]
+        if not self.videos:
+            raise InputError(f"no pairs in {root} (its manifest lists none that was kept); {remedy}")
+        if "://" not in self.root:
+            names = {self._shard(index) for index in range(len(self))}
+            missing = sorted(name for name in names if not (Path(self.root) / name).is_file())
+            if missing:
+                raise InputError(
+                    f"{root} lacks {len(missing)} shards, {missing[0]} first; copy them too, or use --resume"
+                )
+
+    def _local(self, name: str, fresh: bool = False) -> Path:
+        """Where a file of the folder lies on this machine; a remote one is fetched, again if `fresh`."""
+        if "://" not in self.root:
+            return Path(self.root) / name
+        import fsspec
+
+        base = Path(os.environ.get("FP_LIGHTNING_CACHE") or Path.home() / ".cache" / "fp_lightning")
+        cached = base / hashlib.sha1(self.root.encode()).hexdigest()[:16] / name
+        if fresh or not cached.is_file():
+            filesystem, path = fsspec.url_to_fs(f"{self.root.rstrip('/')}/{name}")
+            with written_beside(cached) as partial:
+                filesystem.get_file(path, str(partial))
+        return cached
+
+    def _shard(self, index: int) -> str:
+        return f"{FOLDER}/{shard_path('', self.videos[index]).name}"
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def name(self, index: int) -> str:
+        """A name for the pair that is unique in this store and fit for a file."""
+        return f"{Path(self._shard(index)).stem}-{self._inner[index]}"
+
+    def __getitem__(self, index: int) -> VideoPair:
+        """Raises InputError when the pair's shard is missing or damaged."""
+        inner, name = self._inner[index], self._shard(index)
+        with _readable(f"{self.root}/{name}"):
+            path = self._local(name)
+        with _readable(str(path)), safe_open(str(path), "numpy") as shard:
+            flows = {
+                key: _png_to_flow(shard.get_tensor(f"{inner}.{key}"))[0] for key in ("flow_to_source", "flow_to_target")
+            }
+            moved, visible = _png_to_flow(shard.get_tensor(f"{inner}.tracks"))
+            source, target = (_png_to_image(shard.get_tensor(f"{inner}.{key}")) for key in ("source", "target"))
+            meta = json.loads(shard.metadata()["header"])["meta"][inner]
+        tracks = moved + token_centres(moved, (source.shape[1], source.shape[2]))
+        return VideoPair(source, target, **flows, tracks=tracks, visible=visible, meta=meta)
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, cv2.error) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete it and run `fp-lightning pairs` with --resume"
+        ) from error
+
+
+def _encode(image: NDArray) -> NDArray[np.uint8]:
+    """[h, w, 3] RGB → PNG bytes [n]; OpenCV's own order is BGR."""
+    return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].reshape(-1).astype(np.uint8)
+
+
+def _decode(png: NDArray[np.uint8]) -> NDArray:
+    image = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise ValueError("a PNG in it does not decode")
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def _image_to_png(image: Tensor) -> NDArray[np.uint8]:
+    return _encode(image.permute(1, 2, 0).numpy())
+
+
+def _png_to_image(png: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(_decode(png)).permute(2, 0, 1).contiguous()
+
+
+def _flow_to_png(flow: Tensor, valid: Tensor | None = None) -> NDArray[np.uint8]:
+    """Flow [2, h, w] in pixels and a mask [h, w] → 16-bit PNG."""
+    if not bool((flow.abs() <= FLOW_LIMIT).all()):  # also false for NaN
+        raise InputError(f"flow beyond ±{FLOW_LIMIT:.2f} px cannot be stored; build the pairs at a smaller --size")
+    mask = torch.ones(flow.shape[1:]) if valid is None else valid.float()
+    planes = torch.cat([flow.float() * QUANTUM + OFFSET, mask[None]])
+    return _encode(planes.round().permute(1, 2, 0).numpy().astype(np.uint16))
+
+
+def _png_to_flow(png: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    planes = torch.from_numpy(_decode(png).astype(np.float32)).permute(2, 0, 1)
+    return ((planes[:2] - OFFSET) / QUANTUM).contiguous(), planes[2] > 0

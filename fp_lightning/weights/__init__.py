@@ -1,0 +1,1 @@
+"""Weight files and model folders, in and out."""

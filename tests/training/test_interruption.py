@@ -1,0 +1,188 @@
+"""Runs that are stopped from outside: what is left of them, and that they go on as if nothing had happened."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_editor
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from callbacks import LastCheckpoint, TrainableEMA
+from datamodules import SceneDataModule
+from fp_lightning.inference.sampler import Sampling
+from fp_lightning.training.module import FramePainterModule
+
+STEPS = 24
+RUN = [
+    *("fit", "--config", "tiny", "--data.class_path=datamodules.SceneDataModule", "--data.size=[32,32]"),
+    *("--data.batch_size=2", "--data.train_samples=16", "--data.val_samples=2", "--model.warmup=2"),
+    *("--model.sampling.num_inference_steps=1", f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=4"),
+    "--trainer.log_every_n_steps=1",
+]
+
+
+def start(out: Path, *options: str, environment: dict[str, str] | None = None) -> subprocess.Popen:
+    command = [sys.executable, "-m", "fp_lightning", *RUN, f"--trainer.default_root_dir={out}", *options]
+    environment = os.environ | (environment or {})
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen) -> str:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def last(out: Path) -> dict:
+    return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def losses(out: Path) -> dict[str, str]:
+    """By step, as they were logged; a step that was made twice counts as it was made last."""
+    with (out / "metrics.csv").open() as file:
+        return {row["step"]: row["train/total"] for row in csv.DictReader(file) if row["train/total"]}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict:
+    out = tmp_path_factory.mktemp("whole")
+    finish(start(out))
+    return last(out) | {"folder": out}
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_goes_on_to_the_same_end(uninterrupted, tmp_path, how):
+    process = start(tmp_path)
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=120)
+    if how == signal.SIGTERM:
+        assert process.returncode == 143 and "go on with --ckpt_path" in errors
+    else:
+        assert process.returncode == -signal.SIGKILL
+    reached = last(tmp_path)["global_step"]
+    assert 4 <= reached < STEPS
+    assert not list((tmp_path / "checkpoints").glob("*.partial"))
+    finish(start(tmp_path, f"--ckpt_path={checkpoint}"))
+    end = last(tmp_path)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert same(end[part], uninterrupted[part]), part
+    assert losses(tmp_path) == losses(uninterrupted["folder"])
+    averages = [state["callbacks"]["TrainableEMA"] for state in (end, uninterrupted)]
+    assert same(*averages)
+
+
+def test_a_slurm_job_queues_itself_again_and_goes_on(uninterrupted, tmp_path):
+    queue = tmp_path / "bin" / "scontrol"
+    queue.parent.mkdir()
+    queue.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/queued\nkill -9 $PPID\n')  # SLURM ends the job at once
+    queue.chmod(0o755)
+    job = {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "edit", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+    job |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PATH": f"{queue.parent}:{os.environ['PATH']}"}
+    process = start(tmp_path, environment=job)
+    while not (tmp_path / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=120) == -signal.SIGKILL
+    assert (tmp_path / "queued").read_text() == "requeue 17\n"
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["hpc_ckpt_1.ckpt"]
+    finish(start(tmp_path, environment=job))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert same(last(tmp_path)[part], uninterrupted[part]), part
+    logged, wanted = losses(tmp_path), losses(uninterrupted["folder"])
+    assert logged.items() <= wanted.items() and len(logged) >= STEPS - 1  # the step of the signal may not be logged
+
+
+class Interrupted(Callback):
+    """A signal to itself, in the middle of training (a batch), or of the validation after a step (its batch)."""
+
+    def __init__(self, number: int, batch: int, validation: tuple[int, int] | None = None) -> None:
+        self.number, self.batch, self.validation = number, batch, validation
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if self.validation is None and trainer.fit_loop.epoch_loop.total_batch_idx == self.batch:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        if self.validation == (trainer.global_step, batch_idx):
+            os.kill(os.getpid(), self.number)
+
+
+def fit(folder: Path, logged: list, signal: Interrupted, micro_batches: int = 1, ckpt_path: Path | None = None) -> dict:
+    """8 steps, three batches an epoch, a validation of two batches after every second step; logs into `logged`."""
+
+    class Log(DummyLogger):
+        def log_metrics(self, metrics, step=None):
+            metrics = {name: value for name, value in metrics.items() if "/" in name}
+            if metrics:
+                logged.append((step, metrics))
+
+    trainer = Trainer(
+        accelerator="cpu", max_steps=8, val_check_interval=2 * micro_batches, check_val_every_n_epoch=None,
+        num_sanity_val_steps=0, callbacks=[TrainableEMA(0.9), LastCheckpoint(folder), signal], logger=Log(),
+        accumulate_grad_batches=micro_batches, log_every_n_steps=1, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    module = FramePainterModule(make_editor(), learning_rate=1e-3, sampling=Sampling(1, guidance_scale=1.0))
+    data = SceneDataModule(size=(32, 32), batch_size=2, train_samples=6 * micro_batches, val_samples=4)
+    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+NEVER = Interrupted(signal.SIGTERM, -1)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing stops, by micro-batches: what it logs, and its last checkpoint."""
+
+    def made(micro_batches: int) -> tuple[list, dict]:
+        if micro_batches not in runs:
+            logged: list = []
+            runs[micro_batches] = logged, fit(tmp_path_factory.mktemp("whole"), logged, NEVER, micro_batches)
+        return runs[micro_batches]
+
+    runs: dict[int, tuple[list, dict]] = {}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("micro_batches", "batch", "validation", "reached"),
+    [
+        *((1, batch, None, batch + 1) for batch in range(7)),
+        *((2, batch, None, batch // 2 + 1) for batch in range(0, 14, 3)),
+        *((1, -1, (step, batch), step) for step in (2, 4, 6) for batch in (0, 1)),
+        (2, -1, (4, 0), 4),
+    ],
+)
+def test_sigterm_leaves_a_checkpoint_of_that_step(whole, tmp_path, micro_batches, batch, validation, reached):
+    wanted, checkpoint = whole(micro_batches)
+    logged: list = []
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, logged, Interrupted(signal.SIGTERM, batch, validation), micro_batches)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == reached
+    found = fit(tmp_path, logged, NEVER, micro_batches, tmp_path / "last.ckpt")
+    assert logged == wanted
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert same(found[part], checkpoint[part]), part
+    assert same(found["callbacks"]["TrainableEMA"], checkpoint["callbacks"]["TrainableEMA"])

@@ -1,0 +1,126 @@
+"""What is foretold of a recipe, beside what is measured, and what is said of it."""
+
+from dataclasses import replace
+
+import pytest
+
+from fp_lightning.bench.plan import SETTINGS, TINY, _one
+from fp_lightning.cli.main import main
+from fp_lightning.cli.trainer import configuration
+from fp_lightning.errors import InputError
+from fp_lightning.model.svd.load import SVD
+from fp_lightning.training.plan import GIB, Setting, cheaper, fits, footprint, setting_of
+from fp_lightning.training.recipe_files import RECIPES, resolve_recipes
+
+PAPER = Setting(SVD, (576, 1024), 2, "bf16-mixed", gradient_checkpointing=True, strategy="ddp_views", processes=2)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-bf16", "tiny-checkpointing", "tiny-lora", "tiny-accumulate"])
+def test_memory_is_as_foretold(name):
+    """To the byte nearly; CPUs without units for bf16 convert in between."""
+    assert _one(name, replace(SETTINGS[name], batch_size=4)).error < 0.15
+
+
+def test_strategies_share_what_they_share():
+    alone, ddp, zero, offload = (
+        footprint(replace(TINY, strategy=strategy, processes=count))
+        for strategy, count in (("auto", 1), ("ddp", 2), ("deepspeed_stage_2", 2), ("deepspeed_stage_2_offload", 2))
+    )
+    assert ddp.peak == alone.peak + alone.gradients
+    assert zero.peak == alone.peak - alone.gradients // 2 - alone.optimiser // 2
+    assert offload.optimiser == 0 and offload.peak < zero.peak
+    assert footprint(replace(TINY, ema=True)).peak == alone.peak + alone.trained
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_half_precision_halves_what_trains_and_the_vae_stays_whole(cached):
+    setting = replace(TINY, cached=cached, augmentation_draws=4)
+    whole, half = footprint(setting), footprint(replace(setting, precision="bf16-true"))
+    assert half.trained == whole.trained // 2 and half.optimiser == whole.optimiser // 2
+    assert whole.frozen // 2 < half.frozen < whole.frozen
+
+
+def test_operations_grow_with_samples_and_micro_batches():
+    one = footprint(replace(TINY, batch_size=1)).operations
+    assert footprint(replace(TINY, batch_size=4)).operations == pytest.approx(4 * one, rel=0.01)
+    assert footprint(replace(TINY, batch_size=1, accumulate=4)).operations == 4 * one
+    assert footprint(replace(TINY, batch_size=1, cached=True, augmentation_draws=4)).operations < 0.9 * one
+
+
+def test_what_saves_memory_is_named_until_it_fits():
+    peak = footprint(TINY).peak
+    room = 1.5 + 0.4 * peak / GIB / 0.95  # GiB, with the reserve
+    said = list(cheaper(TINY, peak, room))
+    assert said[0][0] == "--model.editor.gradient_checkpointing true"
+    assert [peak for _, peak in said] == sorted((peak for _, peak in said), reverse=True)
+    assert fits(said[-1][1], room) and not any(fits(peak, room) for _, peak in said[:-1])
+
+
+def test_the_papers_setting_fits_two_gpus_of_48_gib():
+    cost = footprint(PAPER)
+    assert cost.trainable == 1_527_333_802
+    assert fits(cost.peak, 48) and not fits(cost.peak, 24)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "processes", "samples"),
+    [("one_24gb", 1, 4), ("one_80gb", 1, 4), ("node_8", 8, 16), ("nodes_slurm", 32, 64)],
+)
+def test_recipes_for_machines_take_as_many_samples_as_they_say(recipe, processes, samples):
+    words = ["--config", "svd", "--config", f"hardware/{recipe}", "--config", "signals/sketch"]
+    setting, steps = setting_of(configuration(resolve_recipes(words)))
+    assert setting.processes == processes
+    assert setting.processes * setting.batch_size * setting.accumulate == samples
+    assert steps * samples == 80_000  # the paper's: four at a time, 20,000 times
+
+
+def test_the_recipe_for_24_gib_fits_them():
+    words = ["--config", "svd", "--config", "hardware/one_24gb", "--config", "signals/sketch"]
+    setting, _ = setting_of(configuration(resolve_recipes(words)))
+    assert fits(footprint(setting).peak, 24)
+
+
+@pytest.fixture
+def said(monkeypatch, capsys):
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["fp-lightning", "plan", *words])
+        status = main()
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_a_recipe_is_planned_with_the_options_of_fit(said):
+    recipe = str(RECIPES / "tiny.yaml")
+    words = ["--config", recipe, "--config", "signals/sketch", "--data.batch_size", "4", "--gpu", "rtx-3090"]
+    status, out, _ = said(*words)
+    assert status == 0
+    assert "tiny, 64 × 64 px, 1 × rtx-3090 (24 GiB), auto, 32-true, 4 samples × 1 a process" in out
+    assert "average of the weights" in out and "It fits" in out and "for 1,500 steps" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpu", "gtx-1"], "--gpu must be one of rtx-3090, .* got gtx-1"),
+        (["--utilisation", "40"], "--utilisation must be above 0 and at most 1, got 40"),
+        (["--data.size", "[60, 64]"], "height must be a multiple of 8, got 60; try 56 or 64"),
+        (["--trainer.precision", "64-true"], "plan knows 32-true, 16-mixed, bf16-mixed and bf16-true, got 64-true"),
+        (
+            ["--trainer.devices", "2", "--trainer.strategy", "fsdp"],
+            "plan knows auto, DDP and deepspeed_stage_2, got fsdp",
+        ),
+        (["--trainer.devices", "auto"], "set --trainer.devices, got auto"),
+        (["--model.editor.nothing", "1"], "nothing"),
+    ],
+)
+def test_bad_input_is_one_line(said, words, message):
+    status, _, err = said("--config", "tiny", "--config", "signals/sketch", *words)
+    assert status == 1 and err.count("\n") == 1
+    with pytest.raises(InputError, match=message):
+        raise InputError(err)
+
+
+def test_what_trains_no_editor_is_not_planned(said):
+    status, _, err = said("--config", "tiny_vae")
+    assert status == 1 and "plan is for recipes that train an editor" in err
