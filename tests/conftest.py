@@ -71,7 +71,7 @@ def make_editor(
             if ".processor.to_out" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
     backbone = Backbone(unet, tiny_control_encoder(), tiny_vae(), tiny_image_encoder(), tiny_scheduler())
-    return FramePainter(*vars(backbone).values(), **options).eval()
+    return FramePainter(backbone.prior(), backbone.control_encoder, **options).eval()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from fp_lightning.inference.solvers import euler
 from fp_lightning.model.build import build_editor
 from fp_lightning.model.condition import Condition
 from fp_lightning.model.editor import FramePainter
+from fp_lightning.model.svd.prior import svd_prior
 from fp_lightning.model.svd.specialise import generalise, specialise
 from fp_lightning.types import EditBatch
 
@@ -48,7 +49,7 @@ def edit(rounds: int) -> list[Result]:
     """25 guided steps and the decoded image, against a pipeline that does what is asked at every step."""
     tiny = build_editor("tiny", "random").eval().to(DEVICE)
     with torch.no_grad():
-        for parameter in tiny.unet.conv_out.parameters():
+        for parameter in svd_prior(tiny.prior).unet.conv_out.parameters():
             parameter.normal_(std=0.05)
     return [
         _edit("edit/tiny", tiny, (64, 64), rounds),
@@ -62,12 +63,14 @@ def _edit(name: str, editor: FramePainter, size: tuple[int, int], rounds: int) -
     source, control = (torch.rand(1, 3, *size, generator=g).to(DEVICE) for _ in range(2))
     batch, settings = EditBatch(source * 2 - 1, ["noise"], control=control), Sampling()
 
+    prior = svd_prior(editor.prior)
+
     def ours() -> Tensor:
-        specialise(editor.unet), specialise(editor.vae.decoder)
+        specialise(prior.unet), specialise(prior.vae.decoder)
         return editor.decode(sample_latents(editor, batch, settings, [torch.Generator().manual_seed(1)]))
 
     def plain() -> Tensor:
-        generalise(editor.unet), generalise(editor.vae.decoder)
+        generalise(prior.unet), generalise(prior.vae.decoder)
         return editor.decode(plain_latents(editor, batch, settings, torch.Generator().manual_seed(1)))
 
     error = relative(ours(), plain())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import EulerDiscreteScheduler
 from torch import nn
 
 from fp_lightning.model.editor import FramePainter
+from fp_lightning.model.svd.prior import SVDPrior
 from fp_lightning.model.svd.shapes import svd_parts, svd_unet
 from fp_lightning.model.svd.unet import FramePainterUNet
 
@@ -23,9 +24,10 @@ def full_unet() -> FramePainterUNet:
 
 def full_editor() -> FramePainter:
     """An editor of the released architecture, with SVD's VAE and CLIP-H: float32, 2.3 G parameters."""
-    parts = {name: filled(part) for name, part in svd_parts().items()}
+    parts: dict[str, Any] = {name: filled(part) for name, part in svd_parts().items()}
     scheduler = EulerDiscreteScheduler(sigma_min=0.002, sigma_max=700.0)  # of which an editor takes the range alone
-    return FramePainter(full_unet(), **parts, scheduler=scheduler).eval()  # type: ignore[arg-type]
+    control_encoder = parts.pop("control_encoder")
+    return FramePainter(SVDPrior(full_unet(), **parts, scheduler=scheduler), control_encoder).eval()
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from fp_lightning.bench.networks import DEVICE, full_editor
 from fp_lightning.model.build import build_editor
 from fp_lightning.model.editor import FramePainter
 from fp_lightning.model.edm import seeded_generators
+from fp_lightning.model.svd.prior import svd_prior
 from fp_lightning.model.trainable import choose_trainable
 from fp_lightning.scenes.scene import Scene
 from fp_lightning.signals.sketch import sketch
@@ -25,7 +26,7 @@ def train_step(rounds: int) -> list[Result]:
     result = [_step("train-step/tiny", tiny.to(DEVICE), SIZES["tiny"], BATCH["tiny"], rounds)]
     full = full_editor()
     full.augmentation_draws = 4
-    choose_trainable(full.unet, full.control_encoder, "matching+control")
+    choose_trainable(svd_prior(full.prior).unet, full.control_encoder, "matching+control")
     return [*result, _step("train-step/full", full, SIZES["full"], BATCH["full"], rounds)]
 
 

@@ -15,13 +15,12 @@ from torchmetrics import Metric
 
 from fp_lightning.evaluation.scores import EXACT
 from fp_lightning.model import edm
-from fp_lightning.model.editor import NOISE_AUGMENTATION, FramePainter
+from fp_lightning.model.editor import FramePainter
 from fp_lightning.model.edm import seeded_generators
 from fp_lightning.model.matching import (
     Correspondence,
     CrossFrameAttnProcessor,
     MatchingAttnProcessor,
-    spatial_attentions,
 )
 from fp_lightning.types import MOVING_WIDTH, EditBatch, to_uint8
 
@@ -130,14 +129,14 @@ def probe(editor: FramePainter, batch: EditBatch, sigma: float, generators: edm.
     def normal(shape: Sequence[int]) -> Tensor:
         return edm.drawn(partial(torch.randn, tuple(shape)), generators).to(device)
 
-    augmentation = torch.full((len(batch),), NOISE_AUGMENTATION, device=device)
+    augmentation = torch.full((len(batch),), editor.prior.noise_augmentation, device=device)
     condition = editor.condition(batch, normal(batch.source.shape[1:]), augmentation)
     clean = torch.stack([editor.encode(x) for x in (batch.source, batch.target)], 1)
-    clean = clean * editor.vae.config.scaling_factor
+    clean = clean * editor.prior.scaling_factor
     hidden: dict[str, Tensor] = {}
     asked = {
         name: attn
-        for name, attn in spatial_attentions(editor.unet).items()
+        for name, attn in editor.prior.attentions().items()
         if isinstance(attn.processor, (MatchingAttnProcessor, CrossFrameAttnProcessor))
     }
 

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, DiffusionPipeline, EulerDiscreteScheduler
+from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
 from diffusers.utils import BaseOutput
-from huggingface_hub import HfApi
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from transformers import CLIPVisionModelWithProjection
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import write_atomic
+from fp_lightning.inference.arguments import Layers, list_generators, list_images, list_signals, per_image
 from fp_lightning.inference.blend import edit_mask, paste_back, region_weight
+from fp_lightning.inference.pipeline_files import SavedPipeline
 from fp_lightning.inference.sampler import Sampling, sample_latents
 from fp_lightning.inference.solvers import SolverName
-from fp_lightning.media.images import coarse_image, drags, region_mask, squeeze, strokes, unsqueeze, upright
+from fp_lightning.media.images import coarse_image, drags, region_mask, squeeze, strokes, unsqueeze
 from fp_lightning.model import edm
 from fp_lightning.model.control import INJECTION_FACTOR, ControlEncoder
 from fp_lightning.model.editor import FramePainter
-from fp_lightning.model.svd.load import local_folder
+from fp_lightning.model.svd.prior import SVDPrior, svd_prior
 from fp_lightning.model.svd.unet import FramePainterUNet
 from fp_lightning.signals.combine import signal_fields
 from fp_lightning.types import EditBatch, to_unit_range
-from fp_lightning.weights.folders import empty_networks, open_part, read_index, read_json
-from fp_lightning.weights.model_card import model_card
-from fp_lightning.weights.tensorfiles import check_weights
+from fp_lightning.weights.model_card import model_card, pipeline_settings
 
-ALIGNMENT = 64  # bytes, that of memory which torch allocates
 OutputType = Literal["pil", "np", "pt", "latent"]
-Layers = Image.Image | list[Image.Image]
 StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
@@ -49,7 +42,7 @@ class FramePainterOutput(BaseOutput):
     images: list[Image.Image] | list[np.ndarray] | list[Tensor] | Tensor
 
 
-class FramePainterPipeline(DiffusionPipeline):
+class FramePainterPipeline(SavedPipeline):
     """Edits images. Made by `from_editor` or `from_pretrained`, kept by `save_pretrained`.
 
     Args:
@@ -95,108 +88,22 @@ class FramePainterPipeline(DiffusionPipeline):
     def from_editor(cls, editor: FramePainter, size: tuple[int, int]) -> FramePainterPipeline:
         """A pipeline over the parts of `editor`, which works at `size` (height, width)."""
         editor.check_size(size)
+        prior = svd_prior(editor.prior)
         return cls(
-            editor.unet,
+            prior.unet,
             editor.control_encoder,
-            editor.vae,
-            editor.image_encoder,
-            editor.scheduler,
+            prior.vae,
+            prior.image_encoder,
+            prior.scheduler,
             size=size,
             control_frames=editor.control_frames,
             control_factor=editor.control_factor,
         )
 
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, model: str | os.PathLike, *, dtype: Any = torch.float32, variant: str | None = None, **kwargs: Any
-    ) -> FramePainterPipeline:
-        """A saved pipeline; its weights are held against its networks by name and shape before they are loaded.
-
-        Args:
-            model: a folder that `save_pretrained` or `fp-lightning convert` wrote, or a hub id.
-            dtype: of all parts, whatever the files have; the VAE runs in float32 where it asks for that.
-                `torch_dtype` is its older name.
-            variant: of the weight files, e.g. "fp16".
-            kwargs: parts that replace the saved ones, and the arguments of `DiffusionPipeline.from_pretrained`.
-                Weights are safetensors; pickles are not opened.
-
-        Raises:
-            InputError: the folder or the hub repository is missing, gated, unreachable, of another kind or damaged.
-        """
-        if kwargs.pop("use_safetensors", True) is False:
-            raise InputError("use_safetensors is False, which would open pickles; leave it out")
-        remote = {
-            name: kwargs.pop(name) for name in ("revision", "token", "cache_dir", "force_download") if name in kwargs
-        }
-        stem = f"*.{variant}*" if variant else "*"
-        patterns = ["*.json", "*/*.json", f"*/{stem}.safetensors"]
-        folder = local_folder(str(model), patterns, local_files_only=kwargs.get("local_files_only", False), **remote)
-        read_index(folder)
-        read_json(folder / "scheduler" / "scheduler_config.json")
-        networks = {part: network for part, network in empty_networks(folder).items() if part not in kwargs}
-        check_weights(networks, {part: open_part(folder, part, variant) for part in networks}, str(model))
-        pipe = super().from_pretrained(
-            str(folder), dtype=kwargs.pop("torch_dtype", dtype), variant=variant, use_safetensors=True, **kwargs
-        )
-        for part in networks:
-            for weight in getattr(pipe, part).parameters():  # mapped files are not aligned, which changes the last bit
-                if weight.device.type == "cpu" and weight.data_ptr() % ALIGNMENT:
-                    weight.data = weight.data.clone()
-        return pipe
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
-        """Writes a folder in diffusers' format with a model card, README.md, unless there is one.
-
-        Args:
-            kwargs: of `DiffusionPipeline.save_pretrained`; with `push_to_hub=True` those of `push_to_hub`, too.
-
-        Raises:
-            InputError: weights are asked for as pickles.
-        """
-        if kwargs.pop("safe_serialization", True) is False:
-            raise InputError("safe_serialization is False, which would write pickles; leave it out")
-        folder, push = Path(save_directory), kwargs.pop("push_to_hub", False)
-        names = ("repo_id", "private", "token", "commit_message", "create_pr")
-        upload = {name: kwargs.pop(name) for name in names if name in kwargs}
-        super().save_pretrained(str(folder), **kwargs)
-        if not (folder / "README.md").exists():
-            write_atomic(folder / "README.md", self.model_card(upload.get("repo_id", folder.name)).encode())
-        if push:
-            self._upload(folder, **{"repo_id": folder.name, **upload})
-
-    def push_to_hub(  # type: ignore[override]
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str = "Upload FramePainterPipeline",
-        create_pr: bool = False,
-        variant: str | None = None,
-    ) -> str:
-        """Uploads the pipeline with its model card; returns the address of the commit."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, variant=variant, repo_id=repo_id)
-            return self._upload(Path(folder), repo_id, private, token, commit_message, create_pr)
-
-    @staticmethod
-    def _upload(
-        folder: Path,
-        repo_id: str,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str = "Upload FramePainterPipeline",
-        create_pr: bool = False,
-    ) -> str:
-        api = HfApi(token=token)
-        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message, create_pr=create_pr)
-        return str(commit)
-
     def model_card(self, title: str) -> str:
         """Markdown that says what the pipeline is, how it is used and what its settings are."""
-        size = f"{self.config.size[0]} × {self.config.size[1]} px (height × width)"
-        return model_card(title, {"works at": size, **self.editor.settings()}, self.config.signals)
+        settings = pipeline_settings(self.editor.settings(), self.config.size)
+        return model_card(title, settings, self.config.signals)
 
     def enable_vae_slicing(self) -> None:
         """Encodes and decodes one image of a batch at a time: less memory."""
@@ -210,16 +117,13 @@ class FramePainterPipeline(DiffusionPipeline):
     def editor(self) -> FramePainter:
         """The parts, joined."""
         editor = FramePainter(
-            self.unet,
+            SVDPrior(self.unet, self.vae, self.image_encoder, self.scheduler),
             self.control_encoder,
-            self.vae,
-            self.image_encoder,
-            self.scheduler,
             control_frames=self.config.control_frames,
             control_factor=self.config.control_factor,
             trained=True,
         ).eval()
-        editor.vae_slicing = self._vae_slicing
+        editor.prior.vae_slicing = self._vae_slicing
         return editor
 
     @torch.no_grad()
@@ -285,19 +189,10 @@ class FramePainterPipeline(DiffusionPipeline):
                 f"callback_on_step_end_tensor_inputs may hold {' and '.join(self._callback_tensor_inputs)}, "
                 f"got {', '.join(sorted(unknown))}"
             )
-        images = [upright(_checked(item)) for item in (image if isinstance(image, list) else [image])]
-        if not images:
-            raise InputError("the list of images is empty; pass at least one")
-        given = {"sketch": sketch, "coarse": coarse, "points": points}
-        signals = {name: self._one_an_image(name, value, image) for name, value in given.items() if value is not None}
-        regions = [None] * len(images) if region is None else self._one_an_image("region", region, image)
-        for index in range(len(images)):
-            if all(values[index] is None for values in signals.values()):
-                raise InputError(f"image {index} has no signal; pass a sketch, a coarse edit or points for it")
-        if isinstance(generator, list) and len(generator) != len(images):
-            raise InputError(f"{len(images)} images need as many generators, got {len(generator)}, or a single one")
-        if not isinstance(generator, list):
-            generator = self._one_each(generator or torch.Generator().manual_seed(torch.seed() >> 1), len(images))
+        images = list_images(image)
+        regions = [None] * len(images) if region is None else per_image("region", region, image)
+        signals = list_signals(image, {"sketch": sketch, "coarse": coarse, "points": points})
+        generators = list_generators(generator, len(images))
         editor = self.editor
         settings = Sampling(num_inference_steps, guidance_scale, control_scale, solver, guidance_interval, reuse)
         size = (height or self.config.size[0], width or self.config.size[1])
@@ -307,7 +202,7 @@ class FramePainterPipeline(DiffusionPipeline):
             for index, item in enumerate(images)
         ]
         batch = EditBatch.cat(samples).to(self._execution_device)
-        levels = edm.scalings(edm.karras_sigmas(num_inference_steps, *editor.sigma_range)[:-1]).c_noise
+        levels = edm.scalings(edm.karras_sigmas(num_inference_steps, *editor.prior.sigma_range)[:-1]).c_noise
 
         with self.progress_bar(total=num_inference_steps) as bar:
 
@@ -319,14 +214,14 @@ class FramePainterPipeline(DiffusionPipeline):
                 asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                 return (callback_on_step_end(self, step, levels[step], asked) or {}).get("latents")
 
-            latents = sample_latents(editor, batch, settings, generator, progress)
+            latents = sample_latents(editor, batch, settings, generators, progress)
         if output_type == "latent":
             self.maybe_free_model_hooks()
             return FramePainterOutput(images=latents) if return_dict else (latents,)
         edited = editor.decode(latents)[:, 1]
         unchanged: Sequence[Tensor | None] = [None] * len(images)
         if keep_unedited:
-            factor = self.vae.config.scaling_factor
+            factor = editor.prior.scaling_factor
             unchanged = list(
                 editor.decode(editor.encode(batch.source)[:, None].expand(-1, 2, -1, -1, -1) * factor)[:, 1]
             )
@@ -348,43 +243,6 @@ class FramePainterPipeline(DiffusionPipeline):
         return EditBatch(
             to_unit_range(squeeze(image, size))[None], [name], **signal_fields(size, **drawn, among=signals)
         )
-
-    @staticmethod
-    def _one_an_image(name: str, given: Any, image: Image.Image | list[Image.Image]) -> list[Any]:
-        """A signal as a list as long as that of the images; a sketch is a list of layers."""
-        values, count = (given, len(image)) if isinstance(image, list) else ([given], 1)
-        if not isinstance(values, list) or len(values) != count:
-            got = len(values) if isinstance(values, list) else "no list"
-            each = "a list of rows" if name == "points" else "one"
-            raise InputError(
-                f"{count} images need a list of as many {name}, got {got}; put {each} for each image, None for those "
-                "without"
-            )
-        if name == "points":
-            return values
-        for value in values:
-            for item in value if name == "sketch" and isinstance(value, list) and value else [value]:
-                if not isinstance(item, Image.Image | None):
-                    raise InputError(
-                        f"{name} must be a PIL image, got {type(item).__name__}; open it with PIL.Image.open"
-                    )
-        if name == "sketch":
-            return [[value] if isinstance(value, Image.Image) else value for value in values]
-        return values
-
-    @staticmethod
-    def _one_each(generator: torch.Generator, count: int) -> list[torch.Generator]:
-        """A single image uses the generator itself, a batch one seeded by it for each image."""
-        if count == 1:
-            return [generator]
-        seeds = torch.randint(2**62, (count,), generator=generator).tolist()
-        return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def _checked(image: Any) -> Image.Image:
-    if not isinstance(image, Image.Image):
-        raise InputError(f"image must be a PIL image, got {type(image).__name__}; open it with PIL.Image.open")
-    return image
 
 
 def _pasted(photo: Image.Image, edited: Tensor, unchanged: Tensor | None, region: Image.Image | None) -> Tensor:

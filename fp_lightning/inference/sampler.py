@@ -13,9 +13,9 @@ from fp_lightning.errors import InputError
 from fp_lightning.inference.solvers import SOLVERS, Denoise, Progress, SolverName
 from fp_lightning.model import edm
 from fp_lightning.model.condition import Condition
-from fp_lightning.model.editor import NOISE_AUGMENTATION, FramePainter
+from fp_lightning.model.editor import FramePainter
 from fp_lightning.model.matching import FRAMES
-from fp_lightning.model.svd.unet import DeepFeatures
+from fp_lightning.model.prior import DeepFeatures
 from fp_lightning.types import EditBatch
 
 
@@ -102,17 +102,17 @@ def prepare(
     """
     height, width = batch.source.shape[-2:]
     editor.check_size((height, width))
-    device, stride = batch.source.device, editor.vae_stride
+    device, stride = batch.source.device, editor.prior.stride
 
     def normal(shape: tuple[int, ...]) -> Tensor:
         return edm.drawn(partial(torch.randn, shape), generators).to(device)
 
-    augmentation = torch.full((len(batch),), NOISE_AUGMENTATION, device=device)
+    augmentation = torch.full((len(batch),), editor.prior.noise_augmentation, device=device)
     condition = editor.condition(batch, normal((3, height, width)), augmentation, settings.control_scale)
-    sigmas = edm.karras_sigmas(settings.num_inference_steps, *editor.sigma_range)
+    sigmas = edm.karras_sigmas(settings.num_inference_steps, *editor.prior.sigma_range)
     weights = guidance_weights(settings.guidance_scale, sigmas[:-1].tolist(), settings.guidance_interval)
     sigmas = sigmas.to(device)
-    shape = (2, editor.unet.config.out_channels, height // stride, width // stride)
+    shape = (2, editor.prior.latent_channels, height // stride, width // stride)
     return condition, weights, sigmas, normal(shape) * (sigmas[0] ** 2 + 1).sqrt()
 
 

@@ -40,11 +40,14 @@ def build_editor(
     trains: Trains = "all",
     lora_rank: int = 16,
 ) -> FramePainter:
-    """A `FramePainter` over `load_backbone`'s parts; what recipes name as `class_path`. Arguments are theirs.
+    """Build a `FramePainter` on SVD's parts. Recipes name this function as `class_path`.
 
     Args:
+        model, weights, attention, match_queries, variant, seed: see `load_backbone`.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
         trains, lora_rank: see `choose_trainable`.
+        control_frames, control_factor, reconstruct_source, matching_weight, matching_loss, sigma_mean, sigma_std,
+            augmentation_mean, augmentation_std, augmentation_draws, dropout: see `FramePainter`.
 
     Raises:
         InputError: `trains` leaves weights frozen that are random.
@@ -70,11 +73,8 @@ def build_editor(
     if gradient_checkpointing:
         backbone.unet.enable_gradient_checkpointing()
     return FramePainter(
-        backbone.unet,
+        backbone.prior(),
         backbone.control_encoder,
-        backbone.vae,
-        backbone.image_encoder,
-        backbone.scheduler,
         control_frames=control_frames,
         control_factor=control_factor,
         reconstruct_source=reconstruct_source,

@@ -1,84 +1,68 @@
-"""FramePainter: SVD's parts joined into an editor that can be trained and asked to denoise."""
+"""FramePainter: a video prior and a control encoder joined into an editor, with its training losses."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
-from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from torch import Tensor, nn
-from transformers import CLIPVisionModelWithProjection
 
 from fp_lightning.errors import InputError
 from fp_lightning.model import edm
 from fp_lightning.model.condition import Condition
 from fp_lightning.model.control import INJECTION_FACTOR, ControlEncoder
-from fp_lightning.model.fingerprint import fingerprint
+from fp_lightning.model.devices import to_device
 from fp_lightning.model.matching import Correspondence
 from fp_lightning.model.matching_loss import FORMS, MatchingForm
 from fp_lightning.model.points import DragPoints
-from fp_lightning.model.svd.specialise import specialise
-from fp_lightning.model.svd.unet import DeepFeatures, FramePainterUNet
-from fp_lightning.model.trainable import Trains
+from fp_lightning.model.prior import DeepFeatures, NetworkInputs, VideoPrior
 from fp_lightning.types import EditBatch
 
-logger = logging.getLogger(__name__)
-FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION = 6.0, 128.0, 0.02  # micro-conditioning as released; FPS_ID is fps − 1
 OFFICIAL = {"match_queries": "both", "control_frames": "both", "control_factor": 0.2}  # the released model's settings
-_SPOT = 8  # pixels: the smallest image that the control encoder can halve three times
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def uploaded(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on `device`; a GPU does not keep the host waiting for it."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+_PLACEHOLDER = 8  # pixels: the smallest image that the control encoder can halve three times
 
 
 @dataclass(frozen=True)
 class Losses:
+    """The training losses of one batch."""
+
     total: Tensor  # Eq. 8: diffusion + matching_weight · matching
     diffusion: Tensor  # Eq. 1 in EDM form
     matching: Tensor  # Eq. 7 or its cross-entropy form, mean over visible rows, heads and layers
 
 
 class FramePainter(nn.Module):
-    """The editor. The VAE and the image encoder are frozen; the U-Net and the control encoder train.
+    """The editor: a video prior whose network trains, and a control encoder.
 
     Args:
-        unet, control_encoder, vae, image_encoder, scheduler: the parts; see `load_backbone`. Of the
-            scheduler only the noise range of the sampling schedule is used.
-        control_frames: where the control response enters: "target" (paper) or "both" (released: the
+        prior: the video diffusion model, for example `SVDPrior`.
+        control_encoder: encodes the control image.
+        control_frames: the frames that receive the control response: "target" (paper) or "both" (released: the
             source frame receives the response to a black image).
         control_factor: multiplies the control response, not the dragged tokens; near 1.0 is advised for
             dense control images.
         reconstruct_source: also denoise the source frame (paper, Table 4).
         matching_weight: λ of Eq. 8.
         matching_loss: "squared" (Eq. 7) or "cross_entropy", see `fp_lightning.model.matching_loss`.
-        sigma_mean, sigma_std: training noise levels are log-normal with these.
-        augmentation_mean, augmentation_std: so is the noise on the conditioning image.
-        model: what the parts were loaded from; checkpoints remember it.
-        trained: the parts are a trained editor's, not SVD's with a new control encoder.
-        trains: what `choose_trainable` has left to train; checkpoints remember it.
-        augmentation_draws: None disturbs the conditioning image anew at every step; k keeps k noises, with
-            their levels, for every sample, so that all the VAE sees of it can be kept on disk.
-        dropout: p of conditioning dropout. With one uniform r a sample, the embedding goes where
-            r < 2p, the image latents where p ≤ r < 3p, and control and points where both go
-            (p ≤ r < 2p), which is what guidance calls unconditional.
+        sigma_mean, sigma_std: mean and standard deviation of ln σ of the training noise levels.
+        augmentation_mean, augmentation_std: the same of the noise on the conditioning image.
+        model: name or folder of the weights; checkpoints store it.
+        trained: the weights are a trained editor's, not a prior's with a new control encoder.
+        trains: which weights train, see `choose_trainable`; checkpoints store it.
+        augmentation_draws: None draws new noise for the conditioning image at every step. k keeps k fixed noises
+            and levels per sample, so that the encoded conditioning images can be cached on disk.
+        dropout: p of conditioning dropout. With one uniform r per sample, the embedding is dropped where
+            r < 2p, the image latents where p ≤ r < 3p, and control and points where both are dropped
+            (p ≤ r < 2p), which is the unconditional case of guidance.
     """
 
     def __init__(
         self,
-        unet: FramePainterUNet,
+        prior: VideoPrior,
         control_encoder: ControlEncoder,
-        vae: AutoencoderKLTemporalDecoder,
-        image_encoder: CLIPVisionModelWithProjection,
-        scheduler: EulerDiscreteScheduler,
         *,
         control_frames: Literal["target", "both"] = "target",
         control_factor: float = INJECTION_FACTOR,
@@ -93,7 +77,7 @@ class FramePainter(nn.Module):
         dropout: float = 0.1,
         model: str | None = None,
         trained: bool = False,
-        trains: Trains = "all",
+        trains: str = "all",
     ) -> None:
         super().__init__()
         if not 0 <= dropout <= 1 / 3:
@@ -104,10 +88,7 @@ class FramePainter(nn.Module):
             raise InputError(f"augmentation_draws must be 1 or more, or null for new ones, got {augmentation_draws}")
         if matching_loss not in FORMS:
             raise InputError(f"matching_loss must be {' or '.join(FORMS)}, got {matching_loss!r}")
-        self.unet, self.control_encoder, self.vae, self.image_encoder = unet, control_encoder, vae, image_encoder
-        specialise(vae.decoder)
-        self.sigma_range = (scheduler.config.sigma_min, scheduler.config.sigma_max)
-        self.scheduler = scheduler
+        self.prior, self.control_encoder = prior, control_encoder
         self.control_frames, self.control_factor = control_frames, control_factor
         self.reconstruct_source = reconstruct_source
         self.matching_weight, self.matching_loss = matching_weight, matching_loss
@@ -115,44 +96,31 @@ class FramePainter(nn.Module):
         self.augmentation_mean, self.augmentation_std = augmentation_mean, augmentation_std
         self.augmentation_draws = augmentation_draws
         self.dropout, self.model, self.trained, self.trains = dropout, model, trained, trains
-        self.vae_slicing = False  # encode and decode one sample at a time: less memory
-        for frozen in self.frozen:
+        for frozen in self.prior.frozen:
             frozen.requires_grad_(False)
         self.train(self.training)
 
-    @property
-    def frozen(self) -> tuple[nn.Module, nn.Module]:
-        return self.vae, self.image_encoder
-
     def train(self, mode: bool = True) -> FramePainter:
-        """Frozen parts stay in evaluation mode."""
+        """Set the training mode. Frozen parts stay in evaluation mode."""
         super().train(mode)
-        for frozen in self.frozen:
+        for frozen in self.prior.frozen:
             frozen.eval()
         return self
 
     def settings(self) -> dict[str, object]:
-        """What changes the network's meaning but no weight's name or shape; checkpoints remember it."""
+        """Return the settings that change the network's meaning but no weight's name or shape.
+
+        Checkpoints store them.
+        """
         return {
-            "attention": self.unet.config.attention,
-            "match_queries": self.unet.config.match_queries,
+            **self.prior.settings(),
             "control_frames": self.control_frames,
             "control_factor": self.control_factor,
         }
 
-    @property
-    def size_multiple(self) -> int:
-        """Heights and widths must be multiples of this: 64 px for SVD."""
-        levels = len(self.unet.config.block_out_channels)
-        return self.vae_stride * 2 ** (levels - 1)
-
-    @property
-    def vae_stride(self) -> int:
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
     def check_size(self, size: tuple[int, int]) -> None:
-        """Raises InputError with the nearest sizes when `size` (height, width) does not fit the network."""
-        multiple = self.size_multiple
+        """Raise InputError with the nearest valid sizes when `size` (height, width) does not fit the network."""
+        multiple = self.prior.size_multiple
         problems = []
         for axis, value in zip(("height", "width"), size, strict=True):
             if value % multiple or value < 1:
@@ -163,45 +131,22 @@ class FramePainter(nn.Module):
         if problems:
             raise InputError("; ".join(problems))
 
-    @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
-        """Images [b, 3, h, w] in [-1, 1] → posterior modes [b, 4, h/8, w/8], not scaled."""
-        dtype = self._vae_dtype
-        with torch.autocast(image.device.type, enabled=False):
-            parts = image.to(dtype).split(1 if self.vae_slicing else len(image))
-            return torch.cat([self.vae.encode(part).latent_dist.mode().float() for part in parts])
+        """Encode images [b, 3, H, W] in [-1, 1] into latents [b, c, h, w], not scaled."""
+        return self.prior.encode(image)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents [b, f, 4, h, w] → images [b, f, 3, H, W] in [-1, 1]."""
-        dtype, frames = self._vae_dtype, latents.shape[1]
-        scaled = (latents / self.vae.config.scaling_factor).to(dtype)
-        with torch.autocast(latents.device.type, enabled=False):
-            parts = scaled.split(1 if self.vae_slicing else len(scaled))
-            videos = [self.vae.decode(part.flatten(0, 1), num_frames=frames).sample.float() for part in parts]
-        return torch.cat(videos).clamp(-1, 1).unflatten(0, latents.shape[:2])
-
-    @property
-    def _vae_dtype(self) -> torch.dtype:
-        """float32 where SVD's VAE asks for it (`force_upcast`)."""
-        if self.vae.config.force_upcast and self.vae.dtype != torch.float32:
-            self.vae.to(torch.float32)
-        return self.vae.dtype
-
-    @torch.no_grad()
-    def embed(self, source: Tensor) -> Tensor:
-        """Images [b, 3, h, w] in [-1, 1] → image embeddings [b, 1, d], as SVD prepares them."""
-        side = self.image_encoder.config.image_size
-        with torch.autocast(source.device.type, enabled=False):
-            image = (_resize_with_antialiasing(source.float(), (side, side)) + 1) / 2
-        mean, std = (uploaded(torch.tensor(v), image.device)[:, None, None] for v in (_CLIP_MEAN, _CLIP_STD))
-        pixels = ((image - mean) / std).to(self.image_encoder.dtype)
-        return self.image_encoder(pixels).image_embeds[:, None].float()
+        """Decode scaled latents [b, f, c, h, w] into images [b, f, 3, H, W] in [-1, 1]."""
+        return self.prior.decode(latents)
 
     def condition(self, batch: EditBatch, noise: Tensor, augmentation: Tensor, control_scale: float = 1.0) -> Condition:
-        """The condition of `batch`; `noise` [b, 3, h, w] and its level `augmentation` [b] disturb the source.
+        """Return the condition of `batch`.
 
-        Points without `points_valid` are all valid.
+        Args:
+            batch: points without `points_valid` are all valid.
+            noise: [b, 3, H, W], added to the source.
+            augmentation: [b], the level of that noise.
+            control_scale: factor of the control response and of the dragged tokens.
         """
         return self._condition(batch, self._encode_noisy(batch, noise, augmentation), augmentation, control_scale)
 
@@ -216,11 +161,10 @@ class FramePainter(nn.Module):
         points, points_valid = batch.points, batch.points_valid
         if points is not None and points_valid is None:
             points_valid = torch.ones(points.shape[:2], dtype=torch.bool, device=device)
-        ids = uploaded(torch.tensor([FPS_ID, MOTION_BUCKET]), device).expand(count, 2)
         return Condition(
-            embedding=self.embed(batch.source) if batch.embedding is None else batch.embedding,
+            embedding=self.prior.embed(batch.source) if batch.embedding is None else batch.embedding,
             image_latents=image_latents,
-            added_time_ids=torch.cat([ids, augmentation[:, None]], 1),
+            added_time_ids=self.prior.micro_conditioning(augmentation),
             control=control,
             control_valid=control_valid,
             control_scale=torch.full((count,), float(control_scale), device=device),
@@ -229,15 +173,15 @@ class FramePainter(nn.Module):
         )
 
     def _control(self, batch: EditBatch) -> tuple[Tensor | None, Tensor]:
-        """The control images, None where the encoder need not run, and which of them count, bool [b].
+        """Return the control images, None if the encoder need not run, and which of them are valid, bool [b].
 
-        In training it always runs, without control images on a black spot that does not count: every
-        rank then has a gradient of every weight, whatever its samples have.
+        In training the encoder always runs. Without control images it encodes a black placeholder that is not
+        valid, so that every rank has gradients for all weights.
         """
         everyone = torch.ones(len(batch), dtype=torch.bool, device=batch.source.device)
         if batch.control is None:
-            spot = batch.source.new_zeros((len(batch), 3, _SPOT, _SPOT)) if self.training else None
-            return spot, ~everyone
+            placeholder = batch.source.new_zeros((len(batch), 3, _PLACEHOLDER, _PLACEHOLDER))
+            return placeholder if self.training else None, ~everyone
         valid = everyone if batch.control_valid is None else batch.control_valid
         return batch.control if self.training or valid.any() else None, valid
 
@@ -249,42 +193,39 @@ class FramePainter(nn.Module):
         correspondence: Correspondence | None = None,
         deep: DeepFeatures | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """D(x; σ): noisy scaled latents [b, 2, 4, h, w] at levels [b] → clean ones, and the layers' matching losses.
+        """Evaluate D(x; σ), with the control response and the dragged tokens.
 
-        `deep`: see `FramePainterUNet.forward`.
+        Args:
+            x: noisy scaled latents [b, 2, c, h, w].
+            sigma: noise levels [b].
+            condition: see `condition`.
+            correspondence: requests the matching losses.
+            deep: see `DeepFeatures`.
+
+        Returns:
+            Clean scaled latents of the shape of `x`, and the matching loss of each layer by name.
         """
-        levels = sigma.view(-1, 1, 1, 1, 1)
-        c_skip, c_out, c_in, _ = edm.scalings(levels)
-        c_noise = edm.scalings(sigma).c_noise
-        response, points = None, None
+        inputs = NetworkInputs(correspondence=correspondence, matching_form=self.matching_loss, deep=deep)
+        inputs.response_scale = condition.control_scale * condition.control_valid * self.control_factor
         if condition.control is not None and not (deep and deep.reuse):
-            response = self._response(condition.control, c_noise)
+            inputs.response = self._response(condition.control, self.prior.noise_label(sigma))
         if condition.points is not None and condition.points_valid is not None:
-            height, width = (extent * self.vae_stride for extent in condition.image_latents.shape[-2:])
-            points = DragPoints(condition.points, condition.points_valid, (height, width), condition.control_scale)
-        image_latents = condition.image_latents[:, None].expand(-1, x.shape[1], -1, -1, -1)
-        dtype = self.unet.dtype
-        output, losses = self.unet(
-            torch.cat([c_in * x, image_latents], 2).to(dtype),
-            c_noise,
-            condition.embedding.to(dtype),
-            condition.added_time_ids,
-            response,
-            condition.control_scale * condition.control_valid * self.control_factor,
-            correspondence,
-            points,
-            self.matching_loss,
-            deep,
-        )
-        return c_skip * x + c_out * output.float(), losses
+            height, width = (extent * self.prior.stride for extent in condition.image_latents.shape[-2:])
+            inputs.points = DragPoints(
+                condition.points, condition.points_valid, (height, width), condition.control_scale
+            )
+        return self.prior.denoise(x, sigma, condition, inputs)
 
-    def _response(self, control: Tensor, c_noise: Tensor) -> Tensor:
-        """The control encoder's response per frame, [b, 1 or 2, c, h, w]."""
-        frames, without = control[:, None], len(c_noise) - len(control)
+    def _response(self, control: Tensor, noise_label: Tensor) -> Tensor:
+        """Return the control encoder's response per frame, [b, 1 or 2, c, h, w].
+
+        Where there are fewer control images than noise labels, the first samples have none, and a response of zero.
+        """
+        frames, without = control[:, None], len(noise_label) - len(control)
         if self.control_frames == "both":
             frames = torch.cat([torch.zeros_like(frames), frames], 1)
-        levels = c_noise[without:].repeat_interleave(frames.shape[1])
-        response = self.control_encoder(frames.flatten(0, 1).to(self.control_encoder.dtype), levels)
+        labels = noise_label[without:].repeat_interleave(frames.shape[1])
+        response = self.control_encoder(frames.flatten(0, 1).to(self.control_encoder.dtype), labels)
         response = response.unflatten(0, frames.shape[:2])
         return torch.cat([response.new_zeros((without, *response.shape[1:])), response])
 
@@ -293,60 +234,60 @@ class FramePainter(nn.Module):
         return self.encode(images.flatten(0, 1)).unflatten(0, (len(batch), 2))
 
     def _training_condition(self, batch: EditBatch, generators: edm.Generators) -> Condition:
-        """The condition with new noise on the source, or with one of the sample's own."""
+        """Return the condition with new noise on the source, or with one of the sample's fixed noises."""
         count, device = len(batch), batch.source.device
         if self.augmentation_draws is None:
             level = edm.drawn(self._augmentation_level, generators)
             noise = edm.drawn(partial(torch.randn, batch.source.shape[1:]), generators)
-            return self.condition(batch, uploaded(noise, device), uploaded(level, device))
+            return self.condition(batch, to_device(noise, device), to_device(level, device))
         draw = edm.drawn(partial(torch.randint, self.augmentation_draws, ()), generators)
         if batch.image_latents is None or batch.augmentation is None:
-            return self.condition(batch, *self._drawn(batch, draw.tolist()))
-        chosen = torch.arange(count, device=device), uploaded(draw, device)
+            return self.condition(batch, *self._fixed_noise(batch, draw.tolist()))
+        chosen = torch.arange(count, device=device), to_device(draw, device)
         return self._condition(batch, batch.image_latents[chosen], batch.augmentation[chosen])
 
     def _augmentation_level(self, generator: torch.Generator | None) -> Tensor:
         return edm.log_normal((), self.augmentation_mean, self.augmentation_std, generator)
 
-    def _drawn(self, batch: EditBatch, draws: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Each sample's own noise of the given number, [b, 3, h, w], and its level [b]."""
+    def _fixed_noise(self, batch: EditBatch, draws: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return each sample's fixed noise of the given number, [b, 3, H, W], and its level [b]."""
         noises, levels = [], []
         for name, draw in zip(batch.name, draws, strict=True):
             generator = edm.seeded_generator("augmentation", name, draw)
             levels.append(self._augmentation_level(generator))
             noises.append(torch.randn(batch.source.shape[1:], generator=generator))
         device = batch.source.device
-        return uploaded(torch.stack(noises), device), uploaded(torch.stack(levels), device)
+        return to_device(torch.stack(noises), device), to_device(torch.stack(levels), device)
 
     def latent_settings(self) -> dict[str, object]:
-        """All that `with_latents` depends on but the batch."""
+        """Return everything that `with_latents` depends on besides the batch."""
         draws = self.augmentation_draws
         noise = None if draws is None else [draws, self.augmentation_mean, self.augmentation_std]
-        return {"weights": fingerprint(self.vae, self.image_encoder), "type": str(self._vae_dtype), "noise": noise}
+        return {**self.prior.latent_weights(), "noise": noise}
 
     @torch.no_grad()
     def with_latents(self, batch: EditBatch) -> EditBatch:
-        """A batch with target, and all that the frozen networks make of it in training."""
+        """Return a batch with target, with everything that the frozen networks compute from it in training."""
         if batch.target is None:
             raise ValueError("latents need a batch with target")
-        made = replace(batch, latents=self._latents(batch, batch.target), embedding=self.embed(batch.source))
+        encoded = replace(batch, latents=self._latents(batch, batch.target), embedding=self.prior.embed(batch.source))
         if self.augmentation_draws is None:
-            return made
-        encoded, levels = [], []
+            return encoded
+        image_latents, levels = [], []
         for draw in range(self.augmentation_draws):
-            noise, level = self._drawn(batch, [draw] * len(batch))
-            encoded.append(self._encode_noisy(batch, noise, level))
+            noise, level = self._fixed_noise(batch, [draw] * len(batch))
+            image_latents.append(self._encode_noisy(batch, noise, level))
             levels.append(level)
-        return replace(made, image_latents=torch.stack(encoded, 1), augmentation=torch.stack(levels, 1))
+        return replace(encoded, image_latents=torch.stack(image_latents, 1), augmentation=torch.stack(levels, 1))
 
     def losses(self, batch: EditBatch, generators: edm.Generators | None = None) -> Losses:
-        """The training losses of one batch (Eq. 8).
+        """Return the training losses of one batch (Eq. 8).
 
         Args:
-            batch: with target, and control, points, both or neither; the matching loss needs tracks and
-                visible, and is 0 without them or where the attention has no matching branch.
-            generators: one a sample, on the CPU; the same ones give the same losses on every device, and a sample
-                the same noise in any batch. None draws new noise.
+            batch: with target, and control, points, both or neither. The matching loss needs tracks and
+                visible; it is 0 without them or if the attention has no matching branch.
+            generators: one per sample, on the CPU. The same generators give the same losses on every device, and a
+                sample the same noise in any batch. None draws new noise.
         """
         generators = generators or [None] * len(batch)
         if batch.target is None:
@@ -369,23 +310,23 @@ class FramePainter(nn.Module):
         generators: edm.Generators,
         correspondence: Correspondence | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The EDM-weighted squared error of each latent, [b, f, 4, h, w], and the layers' matching losses.
+        """Return the EDM-weighted squared error of each latent, [b, f, c, h, w], and the layers' matching losses.
 
-        Conditioning dropout, noise levels and noise are drawn here.
+        Draws conditioning dropout, noise levels and noise.
 
         Args:
-            latents: [b, f, 4, h, w] of the frames, not scaled; a number of frames other than two has no control.
-            condition: what is told of them.
-            generators: one a sample, on the CPU.
-            correspondence: asks for the matching losses.
+            latents: [b, f, c, h, w] of the frames, not scaled. Other than two frames take no control.
+            condition: see `condition`.
+            generators: one per sample, on the CPU.
+            correspondence: requests the matching losses.
         """
         device = latents.device
-        r, p = uploaded(edm.drawn(partial(torch.rand, ()), generators), device), self.dropout
+        r, p = to_device(edm.drawn(partial(torch.rand, ()), generators), device), self.dropout
         condition = condition.dropped(r < 2 * p, (r >= p) & (r < 3 * p), (r >= p) & (r < 2 * p))
-        clean = latents * self.vae.config.scaling_factor
+        clean = latents * self.prior.scaling_factor
         levels = edm.drawn(partial(edm.log_normal, (), self.sigma_mean, self.sigma_std), generators)
-        sigma = uploaded(levels, device)
-        noise = uploaded(edm.drawn(partial(torch.randn, tuple(clean.shape[1:])), generators), device)
+        sigma = to_device(levels, device)
+        noise = to_device(edm.drawn(partial(torch.randn, tuple(clean.shape[1:])), generators), device)
         levels = sigma.view(-1, 1, 1, 1, 1)
         denoised, layers = self.denoise(clean + levels * noise, sigma, condition, correspondence)
         return edm.loss_weight(levels) * (denoised - clean).square(), layers

@@ -81,7 +81,7 @@ def store_frozen(editor: nn.Module, dtype: torch.dtype) -> None:
     Autocast to that type gives what it gave before, to the last bit: it converts them anyway, at every use. But those
     of an image that was enlarged stay as they are, of which `specialise` uses sums of taps.
     """
-    parts = [editor.get_submodule(name) for name in ("unet", "image_encoder")]
+    parts = [editor.get_submodule(f"prior.{name}") for name in ("unet", "image_encoder")]
     modules = list(chain.from_iterable(part.modules() for part in parts))
     summed = [module.conv for module in modules if isinstance(module, Upsample2D)]
     for module in modules:
@@ -112,7 +112,7 @@ def describe(editor: nn.Module) -> str:
 
 
 def _group(name: str) -> str:
-    part = name.split(".", 1)[0]
+    part = name.removeprefix("prior.").split(".", 1)[0]
     if part != "unet":
         return {"vae": "VAE"}.get(part, part.replace("_", " "))
     if ".lora_" in name:

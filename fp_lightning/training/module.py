@@ -22,7 +22,6 @@ from fp_lightning.media.edits import Edit
 from fp_lightning.model.editor import FramePainter
 from fp_lightning.model.edm import seeded_generators
 from fp_lightning.model.fingerprint import fingerprint
-from fp_lightning.model.matching import spatial_attentions
 from fp_lightning.model.trainable import AUTOCAST, describe, store_frozen
 from fp_lightning.pairs.latents import LatentStore
 from fp_lightning.training.optimiser import AdamWModule, OptimizerName, Schedule
@@ -66,7 +65,7 @@ class FramePainterModule(AdamWModule):
         self.seed = seed
         self.sampling = sampling or Sampling()
         self.edit_metrics, self.fit_edits = metrics or EditMetrics(), fit_edits
-        self.correspondence_metrics = CorrespondenceMetrics(list(spatial_attentions(editor.unet)))
+        self.correspondence_metrics = CorrespondenceMetrics(list(editor.prior.attentions()))
         self.strict_loading = False  # checkpoints leave frozen weights out; on_load_checkpoint is strict instead
 
     def on_fit_start(self) -> None:
@@ -125,7 +124,7 @@ class FramePainterModule(AdamWModule):
         own = fingerprint(self.editor.control_encoder)
         if edit.weights not in (None, own):
             logger.warning("an edit was saved with %s, other weights than these: it will differ", edit.model)
-        pipe = FramePainterPipeline.from_editor(self.editor, (self.editor.size_multiple,) * 2)
+        pipe = FramePainterPipeline.from_editor(self.editor, (self.editor.prior.size_multiple,) * 2)
         pipe.set_progress_bar_config(disable=True)
         edited = pipe(**edit.arguments(), return_dict=False)[0][0]
         return to_unit_range(torch.from_numpy(np.array(edited)).movedim(-1, 0))

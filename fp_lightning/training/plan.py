@@ -22,6 +22,7 @@ from fp_lightning.model.edm import seeded_generators
 from fp_lightning.model.matching import AttentionKind
 from fp_lightning.model.svd import specialise
 from fp_lightning.model.svd.load import SHIPPED, SVD, local_folder
+from fp_lightning.model.svd.prior import SVDPrior, svd_prior
 from fp_lightning.model.svd.shapes import svd_parts, svd_unet
 from fp_lightning.model.trainable import Trains, choose_trainable, store_frozen
 from fp_lightning.training.counting import CountedOperations, LiveBytes
@@ -117,8 +118,9 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
     editor.check_size(setting.size)
     if true == "true":
         editor.to(TYPES[kind])
-        if editor.vae.config.force_upcast:  # as the editor itself does before it encodes, which fake weights forbid
-            editor.vae.float()
+        vae = svd_prior(editor.prior).vae
+        if vae.config.force_upcast:  # as the prior itself does before it encodes, which fake weights forbid
+            vae.float()
     if true == "mixed":
         store_frozen(editor, TYPES[kind])
     autocast = torch.autocast("cpu", TYPES[kind]) if true == "mixed" else nullcontext()
@@ -183,8 +185,8 @@ def editor_of(setting: Setting) -> FramePainter:
         unet.enable_gradient_checkpointing()
     scheduler = EulerDiscreteScheduler(sigma_min=0.002, sigma_max=700.0)  # of which an editor takes the range alone
     draws = setting.augmentation_draws if setting.cached else None  # without a disk they cost what new noise does
-    parts = unet, control_encoder, networks["vae"], networks["image_encoder"]
-    return FramePainter(*parts, scheduler, augmentation_draws=draws).float().train()
+    prior = SVDPrior(unet, networks["vae"], networks["image_encoder"], scheduler)
+    return FramePainter(prior, control_encoder, augmentation_draws=draws).float().train()
 
 
 def _networks(model: str, attention: AttentionKind) -> dict[str, Any]:

@@ -15,14 +15,15 @@ from fp_lightning.inference.sampler import guidance_weights, guided
 from fp_lightning.inference.solvers import SOLVERS
 from fp_lightning.model import edm
 from fp_lightning.model.condition import Condition
-from fp_lightning.model.editor import NOISE_AUGMENTATION, FramePainter
+from fp_lightning.model.editor import FramePainter
 from fp_lightning.model.edm import seeded_generator, seeded_generators
+from fp_lightning.model.svd.prior import SVDPrior, svd_prior
 from fp_lightning.model.svd.unet import FramePainterUNet
 from fp_lightning.pairs.flow.dis import dis_flow
 from fp_lightning.training.optimiser import AdamWModule, OptimizerName, Schedule, check_last_validation
 from fp_lightning.types import ClipBatch, length, to_uint8
 
-CLIP_FPS = 7  # of two frames: what editors are told, see `fp_lightning.model.editor.FPS_ID`
+CLIP_FPS = 7  # of two frames: what editors are told, see `fp_lightning.model.svd.prior.FPS_ID`
 MOTION_WIDTH, MOTION_MOST = 512, 255  # a motion bucket is the greatest displacement in px at 512 px width, at most 255
 SEEN_SIDE = 256  # px at which optical flow looks at what was generated
 
@@ -65,14 +66,20 @@ class VideoPriorModule(AdamWModule):
         out: str = "runs/tiny_svd/unet",
     ) -> None:
         super().__init__(editor, learning_rate, betas, weight_decay, warmup, schedule, optimizer)
-        if editor.unet.config.attention != "temporal":
-            raise InputError(f"a prior has SVD's attention, got {editor.unet.config.attention}; set it to temporal")
-        editor.vae.encoder.to(memory_format=torch.channels_last)  # on a CPU 1.6 times as fast
+        attention = self.svd.unet.config.attention
+        if attention != "temporal":
+            raise InputError(f"a prior has SVD's attention, got {attention}; set it to temporal")
+        self.svd.vae.encoder.to(memory_format=torch.channels_last)  # on a CPU 1.6 times as fast
         for unused in editor.control_encoder.parameters():
             unused.requires_grad_(False)
         self.seed, self.out = seed, out
         self.guidance_scale, self.num_inference_steps, self.generated = guidance_scale, num_inference_steps, generated
         self._counts: dict[int, int] = {}  # generated in this validation, by length
+
+    @property
+    def svd(self) -> SVDPrior:
+        """The parts of SVD's class that this trains."""
+        return svd_prior(self.editor.prior)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -108,7 +115,7 @@ class VideoPriorModule(AdamWModule):
         bucket = (motion * MOTION_WIDTH).clamp(max=MOTION_MOST)
         nothing = torch.zeros(count, dtype=torch.bool, device=device)
         return Condition(
-            embedding=self.editor.embed(first),
+            embedding=self.editor.prior.embed(first),
             image_latents=self._encode(first + level[:, None, None, None] * noise),
             added_time_ids=torch.stack([fps, bucket, level], 1),
             control=None,
@@ -125,18 +132,19 @@ class VideoPriorModule(AdamWModule):
         In bfloat16 the tiny build's latents are off by 0.4 % of their standard deviation, a quarter of what the noise
         on the first frame does to them.
         """
-        return self.editor.vae.encode(images).latent_dist.mode().float()
+        return self.svd.vae.encode(images).latent_dist.mode().float()
 
     @torch.no_grad()
     def generate(self, first: Tensor, motion: Tensor, frames: int, generator: torch.Generator) -> Tensor:
         """Clips [b, frames, 3, h, w] in [-1, 1] that begin with the images `first`; see `condition`."""
         editor, (height, width) = self.editor, first.shape[-2:]
         noise = torch.randn(first.shape, generator=generator)
-        condition = self.condition(first, motion, frames, noise, torch.full((len(first),), NOISE_AUGMENTATION))
-        sigmas = edm.karras_sigmas(self.num_inference_steps, *editor.sigma_range)
+        level = torch.full((len(first),), editor.prior.noise_augmentation)
+        condition = self.condition(first, motion, frames, noise, level)
+        sigmas = edm.karras_sigmas(self.num_inference_steps, *editor.prior.sigma_range)
         weights = guidance_weights(self.guidance_scale, sigmas[:-1].tolist())
-        stride = editor.vae_stride
-        shape = (len(first), frames, editor.unet.config.out_channels, height // stride, width // stride)
+        stride = editor.prior.stride
+        shape = (len(first), frames, editor.prior.latent_channels, height // stride, width // stride)
         x = torch.randn(shape, generator=generator) * (sigmas[0] ** 2 + 1).sqrt()
         latents = SOLVERS["euler"](
             guided(editor, condition, weights), x.to(first.device), sigmas.to(first.device), None
@@ -165,14 +173,14 @@ class VideoPriorModule(AdamWModule):
     def _reconstructed(self, clips: Tensor) -> Tensor:
         """What the VAE alone returns of clips [b, f, 3, h, w]: the best that any first frame can be."""
         latents = self.editor.encode(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
-        return self.editor.decode(latents * self.editor.vae.config.scaling_factor)
+        return self.editor.decode(latents * self.svd.scaling_factor)
 
     def on_validation_epoch_start(self) -> None:
         self._counts = {}
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            plain_unet(self.editor.unet).to(torch.float16).save_pretrained(self.out)
+            plain_unet(self.svd.unet).to(torch.float16).save_pretrained(self.out)
 
 
 def plain_unet(unet: FramePainterUNet) -> UNetSpatioTemporalConditionModel:

@@ -20,14 +20,15 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from fp_lightning.errors import InputError
-from fp_lightning.inference.pipeline import FramePainterPipeline
 from fp_lightning.model.control import INJECTION_FACTOR, ControlEncoder
-from fp_lightning.model.editor import OFFICIAL
+from fp_lightning.model.editor import OFFICIAL, FramePainter
 from fp_lightning.model.svd.load import SVD, local_folder
+from fp_lightning.model.svd.prior import SVDPrior
 from fp_lightning.model.svd.specialise import idle_weights
 from fp_lightning.model.svd.unet import FramePainterUNet
 from fp_lightning.model.trainable import ADAPTER
-from fp_lightning.weights.folders import STEMS, empty_networks, open_part, read_index, read_json
+from fp_lightning.weights.folders import STEMS, empty_networks, open_part, read_index, read_json, write_index
+from fp_lightning.weights.model_card import model_card, pipeline_settings
 from fp_lightning.weights.tensorfiles import StoredTensor, check_weights, open_tensors, write_tensors
 
 RELEASED_REPO = "Yabo/FramePainter"
@@ -166,7 +167,7 @@ def _trained_weights(
     chosen = state["state_dict"] if weights == "raw" or not average else average
     given: dict[str, Weights] = {part: {} for part in RELEASED}
     for name, tensor in chosen.items():
-        owner, part, key = (*name.split(".", 2), "", "")[:3]
+        owner, part, key = (*name.replace("editor.prior.", "editor.", 1).split(".", 2), "", "")[:3]
         if owner != "editor" or part not in given:
             raise InputError(f"{checkpoint} holds {name}, which is no weight of an editor; convert what `fit` wrote")
         given[part][key] = StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.clone)
@@ -247,21 +248,24 @@ def _write_pipeline(
     }
     networks: dict[str, Any] = dict(empty_networks(svd, attention))
     scheduler = EulerDiscreteScheduler.from_config(read_json(svd / "scheduler" / "scheduler_config.json"))
-    settings = {"control_factor": INJECTION_FACTOR, **settings}
-    pipe = FramePainterPipeline(**networks, scheduler=scheduler, size=list(size), **settings)
-    pipe.editor.check_size((size[0], size[1]))
+    settings = {"control_frames": "target", "control_factor": INJECTION_FACTOR, "signals": None, **settings}
+    control = {name: settings[name] for name in ("control_frames", "control_factor")}
+    prior = SVDPrior(networks["unet"], networks["vae"], networks["image_encoder"], scheduler)
+    editor = FramePainter(prior, networks["control_encoder"], **control)
+    editor.check_size((size[0], size[1]))
     if idle:
-        zeros = {name: torch.zeros(p.shape) for name, p in idle_weights(pipe.unet).items()}
+        zeros = {name: torch.zeros(p.shape) for name, p in idle_weights(prior.unet).items()}
         given["unet"] = {name: StoredTensor(t.shape, t.dtype, t.clone) for name, t in zeros.items()} | given["unet"]
     frozen = {part: open_part(svd, part, variant) for part in ("vae", "image_encoder")}
     check_weights({part: networks[part] for part in given}, given, where)
     check_weights({part: networks[part] for part in frozen}, frozen, str(model))
     given = {**given, **frozen}
     with _folder_beside(out) as partial:
-        pipe.save_config(partial)
-        (partial / "README.md").write_text(pipe.model_card(out.name))
+        write_index(partial, {**networks, "scheduler": scheduler}, {"size": list(size), **settings})
+        card = model_card(out.name, pipeline_settings(editor.settings(), size), settings["signals"])
+        (partial / "README.md").write_text(card)
         for part, stem in STEMS.items():
-            network = getattr(pipe, part)
+            network = networks[part]
             (partial / part).mkdir()
             if part == "image_encoder":
                 network.config.save_pretrained(partial / part)

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
+from diffusers.pipelines.pipeline_loading_utils import _fetch_class_library_tuple
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -17,6 +19,7 @@ from fp_lightning.model.control import ControlEncoder
 from fp_lightning.model.svd.unet import FramePainterUNet
 from fp_lightning.weights.tensorfiles import StoredTensor, open_weights
 
+PIPELINE = "FramePainterPipeline"  # class name in model_index.json
 STEMS = {  # of each part's weight file
     "unet": "diffusion_pytorch_model",
     "control_encoder": "diffusion_pytorch_model",
@@ -46,11 +49,23 @@ def read_index(folder: Path) -> dict[str, Any]:
             "released files or from a checkpoint"
         )
     index = read_json(folder / "model_index.json")
-    if index.get("_class_name") != "FramePainterPipeline":
+    if index.get("_class_name") != PIPELINE:
         raise InputError(
-            f"{folder} is a {index.get('_class_name')}, not a FramePainterPipeline; `fp-lightning convert` writes one"
+            f"{folder} is a {index.get('_class_name')}, not a {PIPELINE}; `fp-lightning convert` writes one"
         )
     return index
+
+
+def write_index(folder: Path, parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Write model_index.json of a FramePainter pipeline, as `FramePainterPipeline.save_pretrained` does.
+
+    Args:
+        parts: networks and scheduler by name; the file holds their classes.
+        settings: size, control_frames, control_factor and signals, see `FramePainterPipeline`.
+    """
+    classes = {name: list(_fetch_class_library_tuple(part)) for name, part in parts.items()}
+    index = {**classes, **settings, "_class_name": PIPELINE, "_diffusers_version": diffusers.__version__}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def empty_networks(folder: Path, attention: Mapping[str, Any] | None = None) -> dict[str, nn.Module]:

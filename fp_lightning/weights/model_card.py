@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 CARD = """---
@@ -59,3 +59,8 @@ def model_card(title: str, settings: Mapping[str, Any], signals: list[str] | Non
         call=_CALLS[known[0]],
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )
+
+
+def pipeline_settings(settings: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
+    """Return what the card's table shows: the size (height, width) in pixels, and the editor's settings."""
+    return {"works at": f"{size[0]} × {size[1]} px (height × width)", **settings}

@@ -270,7 +270,7 @@ def test_released_weights_edit_on_the_command_line(run, tiny_folder, tmp_path, c
     released.mkdir()
     inputs.mkdir()
     editor = make_editor(match_queries="both")
-    unet = {k.replace(".attn1.processor.", ".sparse_attention."): v for k, v in editor.unet.state_dict().items()}
+    unet = {k.replace(".attn1.processor.", ".sparse_attention."): v for k, v in editor.prior.unet.state_dict().items()}
     save_file(unet, released / "unet_diffusion_pytorch_model.safetensors")
     save_file(editor.control_encoder.state_dict(), released / "encoder_diffusion_pytorch_model.safetensors")
     Image.new("RGB", (70, 50), "grey").save(inputs / "photo.png")
@@ -325,7 +325,7 @@ def test_an_ablation_differs_from_its_base_in_what_it_states_and_builds(run, nam
                 expected[part][key] = value
     assert found == expected != base_configuration
     editor = build_editor(**found["model"]["editor"]["init_args"])
-    assert editor.unet.config.attention == found["model"]["editor"]["init_args"]["attention"]
+    assert editor.prior.unet.config.attention == found["model"]["editor"]["init_args"]["attention"]
 
 
 def test_every_recipe_is_run_above():

@@ -27,7 +27,7 @@ def generators(count: int = 2):
 
 
 def measured(editor, batch, **options):
-    metrics = CorrespondenceMetrics(list(spatial_attentions(editor.unet)), **options)
+    metrics = CorrespondenceMetrics(list(spatial_attentions(editor.prior.unet)), **options)
     metrics.update(editor, batch, generators(len(batch)))
     return metrics.compute()
 
@@ -36,11 +36,11 @@ def measured(editor, batch, **options):
 def test_it_is_the_arg_max_of_the_dense_map(attention):
     editor, batch = make_editor(attention), make_batch(2)
     seen = {}
-    for name, attn in spatial_attentions(editor.unet).items():
+    for name, attn in spatial_attentions(editor.prior.unet).items():
         attn.register_forward_pre_hook(lambda module, args, name=name: seen.update({name: args[0]}))
     rows = measured(editor, batch)
-    assert set(rows) == {*spatial_attentions(editor.unet), "all"}
-    for name, attn in spatial_attentions(editor.unet).items():
+    assert set(rows) == {*spatial_attentions(editor.prior.unet), "all"}
+    for name, attn in spatial_attentions(editor.prior.unet).items():
         hidden = seen[name].unflatten(0, (-1, 2))
         source, target = hidden[:, 0], hidden[:, 1]
         layer = attn.processor if attention == "matching" else attn
@@ -70,9 +70,9 @@ def test_it_is_the_arg_max_of_the_dense_map(attention):
 
 def test_splits_and_batches_make_no_difference():
     editor, batch = make_editor(), make_batch(2)
-    whole = CorrespondenceMetrics(list(spatial_attentions(editor.unet)))
+    whole = CorrespondenceMetrics(list(spatial_attentions(editor.prior.unet)))
     whole.update(editor, batch, generators())
-    halves = CorrespondenceMetrics(list(spatial_attentions(editor.unet)))
+    halves = CorrespondenceMetrics(list(spatial_attentions(editor.prior.unet)))
     for i in range(2):
         halves.update(editor, make_batch(1, first_seed=i), generators()[i : i + 1])
     torch.testing.assert_close(whole.sums, halves.sums, rtol=1e-3, atol=0.5)
@@ -87,7 +87,7 @@ def test_a_source_whose_tokens_look_at_themselves_is_put_together_again():
 
 def test_pictures_are_of_the_finest_grid_and_so_many():
     editor = make_editor()
-    metrics = CorrespondenceMetrics(list(spatial_attentions(editor.unet)), keep=1)
+    metrics = CorrespondenceMetrics(list(spatial_attentions(editor.prior.unet)), keep=1)
     batch = make_batch(2)
     metrics.update(editor, batch, generators())
     assert list(metrics.pictures) == batch.name[:1]
@@ -98,7 +98,7 @@ def test_pictures_are_of_the_finest_grid_and_so_many():
 
 def test_half_precision_of_the_module_lowers_no_count():
     editor, batch = make_editor(), make_batch(2)
-    whole, lowered = (CorrespondenceMetrics(list(spatial_attentions(editor.unet))) for _ in range(2))
+    whole, lowered = (CorrespondenceMetrics(list(spatial_attentions(editor.prior.unet))) for _ in range(2))
     lowered = lowered.to(torch.bfloat16)
     for metrics in (whole, lowered):
         metrics.update(editor, batch, generators())
@@ -119,12 +119,12 @@ def test_without_attention_between_frames_there_is_nothing_to_measure():
 def test_maps_are_the_dense_attention_of_the_tokens_under_the_points(attention):
     editor, batch = make_editor(attention), make_batch(2)
     seen = {}
-    for name, attn in spatial_attentions(editor.unet).items():
+    for name, attn in spatial_attentions(editor.prior.unet).items():
         attn.register_forward_pre_hook(lambda module, args, name=name: seen.update({name: args[0]}))
     points = torch.tensor([[[5.0, 60.0], [33.0, 9.0], [63.9, 0.0]], [[0.5, 0.5], [20.0, 40.0], [31.9, 32.1]]])
     maps = attention_maps(editor, batch, points, generators())
-    assert set(maps) == set(spatial_attentions(editor.unet))
-    for name, attn in spatial_attentions(editor.unet).items():
+    assert set(maps) == set(spatial_attentions(editor.prior.unet))
+    for name, attn in spatial_attentions(editor.prior.unet).items():
         source, target = seen[name].unflatten(0, (-1, 2)).unbind(1)
         layer = attn.processor if attention == "matching" else attn
         keys = source if attention == "matching" else torch.cat([source, target], 1)
@@ -180,10 +180,10 @@ def one_head(monkeypatch, attention: str = "matching"):
 @pytest.mark.parametrize("attention", ["matching", "cross_frame"])
 def test_a_layer_of_one_head_has_the_error_of_its_layer(monkeypatch, attention):
     editor, batch = one_head(monkeypatch, attention), make_batch(2)
-    metrics = CorrespondenceMetrics(list(spatial_attentions(editor.unet)), sigma=0.5)
+    metrics = CorrespondenceMetrics(list(spatial_attentions(editor.prior.unet)), sigma=0.5)
     metrics.update(editor, batch, [seeded_generator(3, "correspondence", name) for name in batch.name])
     layers, rows = metrics.compute(), by_head(editor, batch, [0.5], seed=3)
-    assert {row["layer"] for row in rows} == set(spatial_attentions(editor.unet)) and len(rows) == len(layers) - 1
+    assert {row["layer"] for row in rows} == set(spatial_attentions(editor.prior.unet)) and len(rows) == len(layers) - 1
     for row in rows:
         for name in ("tokens", "error", "within_1"):
             assert row[name] == pytest.approx(layers[row["layer"]][name], rel=1e-6), row["layer"]
@@ -193,7 +193,7 @@ def test_there_is_a_row_for_every_level_layer_and_head():
     editor, batch = make_editor(), make_batch(1)
     rows = by_head(editor, batch, [0.3, 3.0])
     expected = {
-        (s, n, h) for s in (0.3, 3.0) for n, a in spatial_attentions(editor.unet).items() for h in range(a.heads)
+        (s, n, h) for s in (0.3, 3.0) for n, a in spatial_attentions(editor.prior.unet).items() for h in range(a.heads)
     }
     assert {(row["sigma"], row["layer"], row["head"]) for row in rows} == expected
     assert len(rows) == len(expected)

@@ -242,7 +242,7 @@ def test_unedited_pixels_are_kept(pipe, monkeypatch):
     def sample_latents(editor, batch, *_):
         changed = batch.source.clone()
         changed[..., 20:40, 20:40] = 0.95
-        return editor.encode(torch.cat([batch.source, changed]))[None] * editor.vae.config.scaling_factor
+        return editor.encode(torch.cat([batch.source, changed]))[None] * editor.prior.vae.config.scaling_factor
 
     trained = FramePainterPipeline.from_editor(build_editor("tiny", weights="random"), (64, 64))
     trained.set_progress_bar_config(disable=True)
@@ -263,10 +263,10 @@ def test_vae_slicing_changes_nothing(pipe):
 
     whole = run()
     pipe.enable_vae_slicing()
-    assert pipe.editor.vae_slicing
+    assert pipe.editor.prior.vae_slicing
     sliced = run()
     pipe.disable_vae_slicing()
-    assert not pipe.editor.vae_slicing
+    assert not pipe.editor.prior.vae_slicing
     assert all((a - b).abs().max() <= 1 / 255 for a, b in zip(whole, sliced, strict=True))
 
 

@@ -121,8 +121,8 @@ def calls(monkeypatch, network) -> list[int]:
 
 def test_outside_of_the_interval_one_half_is_computed(monkeypatch):
     editor, batch = make_editor(), make_batch(1, size=32)
-    sigmas = edm.karras_sigmas(5, *editor.sigma_range).tolist()
-    seen = calls(monkeypatch, editor.unet)
+    sigmas = edm.karras_sigmas(5, *editor.prior.sigma_range).tolist()
+    seen = calls(monkeypatch, editor.prior.unet)
     sample(editor, batch, Sampling(5, guidance_interval=(sigmas[3], sigmas[1])), generators(0))
     assert seen == [1, 2, 2, 2, 1]
 
@@ -171,7 +171,7 @@ def test_the_finest_blocks_over_fresh_deep_features_are_the_whole_network():
 def test_reuse_makes_deep_features_every_so_often(monkeypatch, guidance):
     editor, batch = make_editor(), make_batch(1, size=32)
     seen = []
-    editor.unet.mid_block.register_forward_pre_hook(lambda *_: seen.append(1))
+    editor.prior.unet.mid_block.register_forward_pre_hook(lambda *_: seen.append(1))
     sample(editor, batch, Sampling(7, guidance_scale=guidance, reuse=3), generators(0))
     assert len(seen) == 3
     sample(editor, batch, Sampling(7, guidance_scale=guidance), generators(0))
@@ -181,9 +181,9 @@ def test_reuse_makes_deep_features_every_so_often(monkeypatch, guidance):
 def test_reused_features_fit_when_guidance_begins_and_ends():
     """It begins with one half kept, which is too little, and ends with two, of which one is taken."""
     editor, batch = make_editor(), make_batch(2, size=32)
-    sigmas = edm.karras_sigmas(6, *editor.sigma_range).tolist()
+    sigmas = edm.karras_sigmas(6, *editor.prior.sigma_range).tolist()
     seen = []
-    editor.unet.mid_block.register_forward_pre_hook(lambda *_: seen.append(1))
+    editor.prior.unet.mid_block.register_forward_pre_hook(lambda *_: seen.append(1))
     settings = Sampling(6, guidance_interval=(sigmas[2], sigmas[1]), reuse=10)
     assert sample(editor, batch, settings, generators(0, 1)).isfinite().all()
     assert len(seen) == 2

@@ -35,7 +35,7 @@ def test_scale_is_per_image():
 def after_first_block(editor, control_scale: float):
     """The first block's output as the next block receives it, [2, c, h, w]: source frame, target frame."""
     seen = {}
-    block = editor.unet.down_blocks[1]
+    block = editor.prior.unet.down_blocks[1]
     hook = block.register_forward_pre_hook(
         lambda _, args, kwargs: seen.update(x=kwargs.get("hidden_states", args[0] if args else None)), with_kwargs=True
     )
@@ -64,7 +64,7 @@ def test_released_injection_reaches_both_frames():
 
 def test_skip_features_never_see_control():
     editor, skips = make_editor(), []
-    block = editor.unet.up_blocks[1]
+    block = editor.prior.unet.up_blocks[1]
     hook = block.register_forward_pre_hook(
         lambda _, args, kwargs: skips.append(kwargs["res_hidden_states_tuple"]), with_kwargs=True
     )

@@ -40,7 +40,7 @@ def test_tiny_build_stays_small():
 def test_frozen_parts_are_bit_identical_after_steps():
     editor = make_editor().train()
     before = [p.clone() for part in editor.frozen for p in part.parameters()]
-    trained = editor.unet.conv_in.weight.clone()
+    trained = editor.prior.unet.conv_in.weight.clone()
     optimizer = torch.optim.AdamW([p for p in editor.parameters() if p.requires_grad], lr=1e-2)
     for step in range(2):
         optimizer.zero_grad()
@@ -48,12 +48,12 @@ def test_frozen_parts_are_bit_identical_after_steps():
         optimizer.step()
     after = [p for part in editor.frozen for p in part.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert not torch.equal(trained, editor.unet.conv_in.weight)
+    assert not torch.equal(trained, editor.prior.unet.conv_in.weight)
 
 
 def test_frozen_parts_stay_in_evaluation_mode():
     editor = make_editor().train()
-    assert editor.unet.training and not editor.vae.training and not editor.image_encoder.training
+    assert editor.prior.unet.training and not editor.prior.vae.training and not editor.prior.image_encoder.training
 
 
 def test_every_trainable_weight_gets_a_gradient():
@@ -157,7 +157,7 @@ def test_training_without_control_leaves_zero_gradients_in_the_encoder(change):
     editor, batch = make_editor().train(), make_batch(2, size=32, points=3)
     losses_of(editor, replace(batch, **change)).total.backward()
     assert all(p.grad is not None and not p.grad.any() for p in editor.control_encoder.parameters())
-    trainable = [p for p in editor.unet.parameters() if p.requires_grad]
+    trainable = [p for p in editor.prior.unet.parameters() if p.requires_grad]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trainable)
 
 
@@ -169,7 +169,7 @@ def test_training_mode_draws_no_control_of_its_own(change):
 
 def test_points_train_without_control():
     editor, batch = make_editor().train(), replace(make_batch(2, size=32, points=3), control=None)
-    optimizer = torch.optim.SGD(editor.unet.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(editor.prior.unet.parameters(), lr=1e-3)
     totals = []
     for _ in range(2):
         losses = losses_of(editor, batch)
@@ -232,10 +232,10 @@ def test_conditions_that_differ_in_kind_do_not_join():
 
 def test_source_is_resized_in_full_precision_under_autocast():
     editor, batch, seen = make_editor(), make_batch(1, size=32), []
-    editor.image_encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    editor.embed(batch.source)
+    editor.prior.image_encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    editor.prior.embed(batch.source)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        editor.embed(batch.source)
+        editor.prior.embed(batch.source)
     assert torch.equal(*seen)
 
 
@@ -244,7 +244,7 @@ def test_dropout_frequencies():
     editor, seen = make_editor(dropout=0.1), []
     batch = make_batch(1)
     batch = type(batch).cat([batch] * 50)
-    editor.embed = lambda source: torch.ones(len(source), 1, 32)
+    editor.prior.embed = lambda source: torch.ones(len(source), 1, 32)
     editor.encode = lambda image: torch.ones(len(image), 8, 16, 16)
 
     def record(x, sigma, condition, correspondence=None):
@@ -278,16 +278,16 @@ def test_decoding_inverts_the_scaling_of_encoding():
     editor, batch = make_editor(), make_batch(2)
     latents = editor.encode(torch.stack([batch.source, batch.target], 1).flatten(0, 1)).unflatten(0, (2, 2))
     with torch.no_grad():
-        expected = editor.vae.decode(latents.flatten(0, 1), num_frames=2).sample.clamp(-1, 1)
-    decoded = editor.decode(latents * editor.vae.config.scaling_factor)
+        expected = editor.prior.vae.decode(latents.flatten(0, 1), num_frames=2).sample.clamp(-1, 1)
+    decoded = editor.decode(latents * editor.prior.vae.config.scaling_factor)
     torch.testing.assert_close(decoded.flatten(0, 1), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_vae_is_raised_where_it_asks_for_it():
     editor = make_editor()
-    editor.vae.half()
+    editor.prior.vae.half()
     assert editor.encode(make_batch(1).source).dtype == torch.float32
-    assert editor.vae.dtype == torch.float32
+    assert editor.prior.vae.dtype == torch.float32
 
 
 def test_sizes_that_do_not_fit_are_named_with_the_nearest():
@@ -302,7 +302,7 @@ def test_full_size_wants_multiples_of_64():
     with torch.device("meta"):
         unet = FramePainterUNet()
     editor = make_editor()
-    editor.unet, editor.vae.config.block_out_channels = unet, (1, 1, 1, 1)
+    editor.prior.unet, editor.prior.vae.config.block_out_channels = unet, (1, 1, 1, 1)
     editor.check_size((576, 1024))
     with pytest.raises(InputError, match="width must be a multiple of 64, got 1000; try 960 or 1024"):
         editor.check_size((576, 1000))

@@ -141,7 +141,7 @@ def test_grid_that_does_not_tile_the_image_is_refused():
 def test_losses_reach_query_and_key_of_every_layer():
     editor = make_editor().train()
     losses_of(editor, make_batch()).matching.backward()
-    for name, attn in spatial_attentions(editor.unet).items():
+    for name, attn in spatial_attentions(editor.prior.unet).items():
         assert attn.processor.to_q.weight.grad.abs().sum() > 0, name
         assert attn.processor.to_k.weight.grad.abs().sum() > 0, name
 
@@ -150,10 +150,10 @@ def test_gradient_checkpointing_changes_nothing():
     def gradients(checkpointing: bool):
         editor = make_editor().train()
         if checkpointing:
-            editor.unet.enable_gradient_checkpointing()
+            editor.prior.unet.enable_gradient_checkpointing()
         losses = losses_of(editor, make_batch())
         losses.total.backward()
-        return losses.total.detach(), [p.grad for p in editor.unet.parameters()]
+        return losses.total.detach(), [p.grad for p in editor.prior.unet.parameters()]
 
     (loss, grads), (loss_c, grads_c) = gradients(False), gradients(True)
     torch.testing.assert_close(loss, loss_c)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fp_lightning.inference.sampler import Sampling, sample
 from fp_lightning.model.control import ControlEncoder, inject
 from fp_lightning.model.editor import OFFICIAL, FramePainter
+from fp_lightning.model.svd.prior import SVDPrior
 from fp_lightning.model.svd.unet import FramePainterUNet
 from fp_lightning.model.tiny import tiny_image_encoder
 from fp_lightning.types import EditBatch, to_unit_range
@@ -125,7 +126,8 @@ def test_the_paper_s_queries_are_another_function(golden, unet):
 
 def test_guided_sampling_of_25_steps(golden, unet, control_encoder):
     vae, image_encoder = fill(AutoencoderKLTemporalDecoder(**SMALL_VAE)), fill(tiny_image_encoder())
-    editor = FramePainter(unet, control_encoder, vae, image_encoder, scheduler(), control_frames="both").eval()
+    prior = SVDPrior(unet, vae, image_encoder, scheduler())
+    editor = FramePainter(prior, control_encoder, control_frames="both").eval()
     control = torch.zeros(1, 3, 64, 64)
     control[..., 20:24, 10:50] = 1
     batch = EditBatch(source=to_unit_range(golden["photo"])[None], name=["a"], control=control)

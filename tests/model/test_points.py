@@ -232,7 +232,7 @@ def test_gradient_checkpointing_changes_nothing_with_points():
     def gradients(checkpointing: bool):
         editor = make_editor().train()
         if checkpointing:
-            editor.unet.enable_gradient_checkpointing()
+            editor.prior.unet.enable_gradient_checkpointing()
         losses = losses_of(editor, make_batch(1, size=32, points=5))
         losses.total.backward()
         return losses.total.detach(), [p.grad for p in editor.parameters() if p.requires_grad]

@@ -195,9 +195,9 @@ def test_gradients_of_a_temporal_convolution_in_bfloat16(size):
 def test_the_editors_network_has_the_shortcuts_and_every_trainable_weight_a_gradient():
     """Also after saving and loading, since DDP would wait for a gradient that never comes."""
     editor = make_editor().train()
-    assert type(editor.vae.decoder.up_blocks[0].upsamplers[0]) is UpsampleConv
+    assert type(editor.prior.vae.decoder.up_blocks[0].upsamplers[0]) is UpsampleConv
     losses_of(editor, make_batch(2, size=32)).total.backward()
-    assert all((p.grad is not None) == p.requires_grad for p in editor.unet.parameters())
+    assert all((p.grad is not None) == p.requires_grad for p in editor.prior.unet.parameters())
 
 
 def test_a_loaded_network_has_the_same_frozen_weights(tmp_path):

@@ -68,7 +68,7 @@ def test_what_is_frozen_can_be_stored_in_the_type_of_autocast(trains, monkeypatc
                 weight.data += 0.01 * torch.randn(weight.shape, generator=generator)
         if stored:
             store_frozen(editor, torch.bfloat16)
-        sizes.append(sum(weight.nbytes for weight in editor.unet.parameters()))
+        sizes.append(sum(weight.nbytes for weight in editor.prior.unet.parameters()))
         with torch.autocast("cpu", torch.bfloat16):
             total = loss(editor)
         total.backward()
@@ -84,7 +84,8 @@ def test_a_fit_stores_so_and_gives_the_weights_back(trains, tmp_path):
 
     class Watch(Callback):
         def on_validation_end(self, trainer, pl_module) -> None:
-            seen.update(p.dtype for p in pl_module.editor.unet.parameters() if not p.requires_grad and p.ndim == 2)
+            weights = pl_module.editor.prior.unet.parameters()
+            seen.update(p.dtype for p in weights if not p.requires_grad and p.ndim == 2)
             pl_module.attention_entropy(make_batch(1, 32))  # outside of Lightning's steps
 
     trainer = Trainer(
@@ -180,7 +181,7 @@ def test_adapters_load_in_diffusers_and_give_the_same(tmp_path):
     sample, level = torch.randn(1, 2, 16, 8, 8, generator=generator), torch.tensor([0.3])
     rest = torch.randn(1, 1, 32, generator=generator), torch.tensor([[6.0, 128.0, 0.02]])
     with torch.no_grad():
-        wanted = module.editor.unet.eval()(sample, level, *rest)[0]
+        wanted = module.editor.prior.unet.eval()(sample, level, *rest)[0]
         without = plain.eval()(sample, level, *rest, return_dict=False)[0]
         plain.load_lora_adapter(tmp_path / "lora", prefix=None, use_safetensors=True)
         found = plain.eval()(sample, level, *rest, return_dict=False)[0]

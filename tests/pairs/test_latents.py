@@ -24,7 +24,7 @@ def loss(editor, batch, seed: int = 3):
 def calls(monkeypatch, editor) -> list[str]:
     """The calls of the VAE's encoder and of the image encoder from now on."""
     seen = []
-    for owner, name in ((editor.vae, "encode"), (editor.image_encoder, "forward")):
+    for owner, name in ((editor.prior.vae, "encode"), (editor.prior.image_encoder, "forward")):
         method = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *a, _m=method, _n=name, **k: seen.append(_n) or _m(*a, **k))
     return seen
@@ -94,7 +94,7 @@ def test_other_settings_are_another_folder(tmp_path):
         {**settings, "size": [32, 32]},
     ]
     with torch.no_grad():
-        editor.vae.quant_conv.bias[0] += 1e-3
+        editor.prior.vae.quant_conv.bias[0] += 1e-3
     changed.append(editor.latent_settings())
     assert len({LatentStore(tmp_path, each).folder for each in (settings, *changed)}) == 6
 

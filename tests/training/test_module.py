@@ -70,8 +70,8 @@ def test_checkpoint_of_another_architecture_lists_what_differs(tmp_path):
 
 def test_checkpoint_of_other_shapes_is_refused(tmp_path):
     module, _, path = fit(tmp_path, 1)
-    module.editor.unet.conv_in = torch.nn.Conv2d(8, 8, 3)
-    with pytest.raises(InputError, match=r"of another shape \(first: editor.unet.conv_in.bias"):
+    module.editor.prior.unet.conv_in = torch.nn.Conv2d(8, 8, 3)
+    with pytest.raises(InputError, match=r"of another shape \(first: editor.prior.unet.conv_in.bias"):
         module.on_load_checkpoint(torch.load(path, weights_only=True))
 
 

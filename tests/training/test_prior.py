@@ -72,7 +72,7 @@ def test_every_weight_that_trains_gets_a_gradient(batches):
 
 
 def test_nothing_but_the_unet_trains(prior):
-    assert all(name.startswith("editor.unet.") for name, p in prior.named_parameters() if p.requires_grad)
+    assert all(name.startswith("editor.prior.unet.") for name, p in prior.named_parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize(("frames", "fps"), [(2, 7 - 1), (4, 21 - 1)])
@@ -124,14 +124,14 @@ def test_another_attention_than_svds_is_refused(attention):
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [2, 3])
 def test_the_plain_network_computes_the_same(prior, frames):
-    own, plain = prior.editor.unet, plain_unet(prior.editor.unet).eval()
+    own, plain = prior.editor.prior.unet, plain_unet(prior.editor.prior.unet).eval()
     assert type(plain) is UNetSpatioTemporalConditionModel
     args = torch.randn(2, frames, 16, 8, 8), torch.rand(2), torch.randn(2, 1, 32), torch.rand(2, 3)
     torch.testing.assert_close(own(*args)[0], plain(*args, return_dict=False)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_plain_network_is_a_copy(prior):
-    plain, weight = plain_unet(prior.editor.unet), prior.editor.unet.conv_in.weight
+    plain, weight = plain_unet(prior.editor.prior.unet), prior.editor.prior.unet.conv_in.weight
     with torch.no_grad():
         plain.conv_in.weight.add_(1)
     assert not torch.equal(plain.conv_in.weight, weight)
@@ -181,7 +181,7 @@ def test_a_fit_leaves_a_network_in_half_precision_that_loads(tmp_path, tiny_fold
     model = shutil.copytree(tiny_folder, tmp_path / "model", ignore=shutil.ignore_patterns("unet"))
     shutil.copytree(tmp_path / "unet", model / "unet")
     loaded = load_backbone(str(model), attention="matching").unet.state_dict()
-    for name, value in prior.editor.unet.state_dict().items():
+    for name, value in prior.editor.prior.unet.state_dict().items():
         assert torch.equal(loaded[name], value.half().float()), name
 
 

@@ -30,7 +30,7 @@ UNET, CONTROL = RELEASED["unet"], RELEASED["control_encoder"]
 def released_files(tmp_path_factory) -> Path:
     """Released names and keys, half precision, over the tiny networks."""
     folder, editor = tmp_path_factory.mktemp("released"), make_editor(match_queries="both").half()
-    unet = {k.replace(".attn1.processor.", ".sparse_attention."): v for k, v in editor.unet.state_dict().items()}
+    unet = {k.replace(".attn1.processor.", ".sparse_attention."): v for k, v in editor.prior.unet.state_dict().items()}
     save_file({k: v.contiguous() for k, v in unet.items()}, folder / UNET, {"format": "pt"})
     save_file(editor.control_encoder.state_dict(), folder / CONTROL, {"format": "pt"})
     return folder
@@ -77,7 +77,7 @@ def test_a_fit_starts_from_a_pipeline_folder(released_files, tiny_folder, tmp_pa
     editor = build_editor(str(tmp_path / "pipe"), **OFFICIAL)
     control, released = editor.control_encoder.state_dict(), load_file(released_files / CONTROL)
     assert editor.trained and all(torch.equal(control[k], v.float()) for k, v in released.items())
-    branch = [p for n, p in editor.unet.named_parameters() if ".processor.to_out" in n]
+    branch = [p for n, p in editor.prior.unet.named_parameters() if ".processor.to_out" in n]
     assert branch and all(p.abs().sum() > 0 and p.requires_grad for p in branch)
 
 

@@ -23,6 +23,7 @@ from transformers import CLIPVisionModelWithProjection
 from fp_lightning.errors import InputError
 from fp_lightning.model.control import ControlEncoder
 from fp_lightning.model.matching import AttentionKind, MatchQueries
+from fp_lightning.model.svd.prior import SVDPrior
 from fp_lightning.model.svd.unet import FramePainterUNet
 
 _ASSETS = Path(__file__).parents[2] / "assets"
@@ -39,13 +40,17 @@ _FILES = {
 
 @dataclass
 class Backbone:
-    """What an editor is joined from."""
+    """The parts of an editor."""
 
     unet: FramePainterUNet
     control_encoder: ControlEncoder
     vae: AutoencoderKLTemporalDecoder
     image_encoder: CLIPVisionModelWithProjection
     scheduler: EulerDiscreteScheduler
+
+    def prior(self) -> SVDPrior:
+        """Join SVD's parts."""
+        return SVDPrior(self.unet, self.vae, self.image_encoder, self.scheduler)
 
 
 def load_backbone(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,18 +24,8 @@ from fp_lightning.model.matching import (
 )
 from fp_lightning.model.matching_loss import MatchingForm
 from fp_lightning.model.points import DragPoints, copy_tokens
+from fp_lightning.model.prior import DeepFeatures
 from fp_lightning.model.svd.specialise import specialise
-
-
-@dataclass
-class DeepFeatures:
-    """What the finest up block got from the deeper ones at the last whole call, for calls that reuse it.
-
-    DeepCache (Ma et al. 2023, arXiv 2312.00858): between neighbouring noise levels deep features change little.
-    """
-
-    features: Tensor | None = None  # [b · 2, c, h, w]
-    reuse: bool = False  # the next call takes them as they are; else it is whole and renews them
 
 
 class FramePainterUNet(PeftAdapterMixin, UNetSpatioTemporalConditionModel):

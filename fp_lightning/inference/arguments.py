@@ -1,0 +1,86 @@
+"""The arguments of a pipeline call: checked, and brought into lists with one entry per image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+
+from fp_lightning.errors import InputError
+from fp_lightning.media.images import upright
+
+Layers = Image.Image | list[Image.Image]
+
+
+def list_images(image: Any) -> list[Image.Image]:
+    """Return one image or a list of images as a list of upright RGB images.
+
+    Raises:
+        InputError: the list is empty, or an entry is no PIL image.
+    """
+    images = [upright(_checked(item)) for item in (image if isinstance(image, list) else [image])]
+    if not images:
+        raise InputError("the list of images is empty; pass at least one")
+    return images
+
+
+def list_signals(image: Any, signals: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return each signal that is not None as a list with one entry per image.
+
+    Raises:
+        InputError: a list has another length, an entry has another type, or an image has no signal.
+    """
+    lists = {name: per_image(name, value, image) for name, value in signals.items() if value is not None}
+    for index in range(len(image) if isinstance(image, list) else 1):
+        if all(values[index] is None for values in lists.values()):
+            raise InputError(f"image {index} has no signal; pass a sketch, a coarse edit or points for it")
+    return lists
+
+
+def list_generators(generator: torch.Generator | list[torch.Generator] | None, count: int) -> list[torch.Generator]:
+    """Return one generator per image.
+
+    Args:
+        generator: a list is used as it is. A single one is used for a single image, and seeds one per image of a
+            batch. None draws a new seed.
+
+    Raises:
+        InputError: a list of another length.
+    """
+    if isinstance(generator, list):
+        if len(generator) != count:
+            raise InputError(f"{count} images need as many generators, got {len(generator)}, or a single one")
+        return generator
+    generator = generator or torch.Generator().manual_seed(torch.seed() >> 1)
+    if count == 1:
+        return [generator]
+    seeds = torch.randint(2**62, (count,), generator=generator).tolist()
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def per_image(name: str, given: Any, image: Image.Image | list[Image.Image]) -> list[Any]:
+    """Return a signal as a list with one entry per image. A sketch is a list of layers."""
+    values, count = (given, len(image)) if isinstance(image, list) else ([given], 1)
+    if not isinstance(values, list) or len(values) != count:
+        got = len(values) if isinstance(values, list) else "no list"
+        each = "a list of rows" if name == "points" else "one"
+        raise InputError(
+            f"{count} images need a list of as many {name}, got {got}; put {each} for each image, None for those "
+            "without"
+        )
+    if name == "points":
+        return values
+    for value in values:
+        for item in value if name == "sketch" and isinstance(value, list) and value else [value]:
+            if not isinstance(item, Image.Image | None):
+                raise InputError(f"{name} must be a PIL image, got {type(item).__name__}; open it with PIL.Image.open")
+    if name == "sketch":
+        return [[value] if isinstance(value, Image.Image) else value for value in values]
+    return values
+
+
+def _checked(image: Any) -> Image.Image:
+    if not isinstance(image, Image.Image):
+        raise InputError(f"image must be a PIL image, got {type(image).__name__}; open it with PIL.Image.open")
+    return image

@@ -1,0 +1,115 @@
+"""Loading, saving and uploading a pipeline."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import HfApi
+
+from fp_lightning.errors import InputError
+from fp_lightning.files import write_atomic
+from fp_lightning.model.svd.load import local_folder
+from fp_lightning.weights.folders import empty_networks, open_part, read_index, read_json
+from fp_lightning.weights.tensorfiles import check_weights
+
+ALIGNMENT = 64  # bytes, as memory that torch allocates
+
+
+class SavedPipeline(DiffusionPipeline):
+    """A diffusers pipeline with checked loading, atomic model cards and no pickles."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, model: str | os.PathLike, *, dtype: Any = torch.float32, variant: str | None = None, **kwargs: Any
+    ) -> Self:
+        """Load a saved pipeline. Weights are checked against the networks by name and shape before they are loaded.
+
+        Args:
+            model: a folder that `save_pretrained` or `fp-lightning convert` wrote, a hub id, or "tiny-editor".
+            dtype: of all parts, whatever type the files have. The VAE runs in float32 if its configuration says so.
+                `torch_dtype` is its older name.
+            variant: of the weight files, for example "fp16".
+            kwargs: parts that replace the saved ones, and arguments of `DiffusionPipeline.from_pretrained`.
+                Weights are safetensors; pickles are not opened.
+
+        Raises:
+            InputError: the folder or the hub repository is missing, gated, unreachable, of another kind or damaged.
+        """
+        if kwargs.pop("use_safetensors", True) is False:
+            raise InputError("use_safetensors is False, which would open pickles; leave it out")
+        remote = {
+            name: kwargs.pop(name) for name in ("revision", "token", "cache_dir", "force_download") if name in kwargs
+        }
+        stem = f"*.{variant}*" if variant else "*"
+        patterns = ["*.json", "*/*.json", f"*/{stem}.safetensors"]
+        folder = local_folder(str(model), patterns, local_files_only=kwargs.get("local_files_only", False), **remote)
+        read_index(folder)
+        read_json(folder / "scheduler" / "scheduler_config.json")
+        networks = {part: network for part, network in empty_networks(folder).items() if part not in kwargs}
+        check_weights(networks, {part: open_part(folder, part, variant) for part in networks}, str(model))
+        pipe = super().from_pretrained(
+            str(folder), dtype=kwargs.pop("torch_dtype", dtype), variant=variant, use_safetensors=True, **kwargs
+        )
+        for part in networks:
+            for weight in getattr(pipe, part).parameters():  # mapped files are not aligned: other last bits
+                if weight.device.type == "cpu" and weight.data_ptr() % ALIGNMENT:
+                    weight.data = weight.data.clone()
+        return pipe
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write a folder in diffusers' format. Adds a model card, README.md, unless there is one.
+
+        Args:
+            kwargs: of `DiffusionPipeline.save_pretrained`; with `push_to_hub=True` those of `push_to_hub`, too.
+
+        Raises:
+            InputError: `safe_serialization` is False.
+        """
+        if kwargs.pop("safe_serialization", True) is False:
+            raise InputError("safe_serialization is False, which would write pickles; leave it out")
+        folder, push = Path(save_directory), kwargs.pop("push_to_hub", False)
+        names = ("repo_id", "private", "token", "commit_message", "create_pr")
+        upload = {name: kwargs.pop(name) for name in names if name in kwargs}
+        super().save_pretrained(str(folder), **kwargs)
+        if not (folder / "README.md").exists():
+            write_atomic(folder / "README.md", self.model_card(upload.get("repo_id", folder.name)).encode())
+        if push:
+            self._upload(folder, **{"repo_id": folder.name, **upload})
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload FramePainterPipeline",
+        create_pr: bool = False,
+        variant: str | None = None,
+    ) -> str:
+        """Upload the pipeline with its model card, and return the address of the commit."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, variant=variant, repo_id=repo_id)
+            return self._upload(Path(folder), repo_id, private, token, commit_message, create_pr)
+
+    @staticmethod
+    def _upload(
+        folder: Path,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload FramePainterPipeline",
+        create_pr: bool = False,
+    ) -> str:
+        api = HfApi(token=token)
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message, create_pr=create_pr)
+        return str(commit)
+
+    def model_card(self, title: str) -> str:
+        """Return the model card in Markdown; subclasses write it."""
+        raise NotImplementedError
