@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fp_lightning.errors import InputError
-from fp_lightning.inference import pipeline
+from fp_lightning.inference import pipeline, pipeline_files
 from fp_lightning.inference.pipeline import FramePainterPipeline
 from fp_lightning.inference.sampler import Sampling, sample
 from fp_lightning.media.images import coarse_image, drags, squeeze, strokes, unsqueeze
@@ -310,7 +310,7 @@ def test_the_upload_carries_a_model_card(pipe, monkeypatch):
             sent["card"] = sent[repo_id]["README.md"].read_text()
             return "address"
 
-    monkeypatch.setattr(pipeline, "HfApi", Hub)
+    monkeypatch.setattr(pipeline_files, "HfApi", Hub)
     assert pipe.push_to_hub("me/editor") == "address"
     assert {"model_index.json", "unet", "vae", "control_encoder", "image_encoder", "scheduler"} <= sent[
         "me/editor"

@@ -9,7 +9,10 @@ from conftest import losses_of, make_batch, make_editor
 from fp_lightning.errors import InputError
 from fp_lightning.model.condition import Condition
 from fp_lightning.model.control import ControlEncoder
+from fp_lightning.model.editor import FramePainter
+from fp_lightning.model.svd.prior import SVDPrior
 from fp_lightning.model.svd.unet import FramePainterUNet
+from fp_lightning.model.tiny import tiny_control_encoder
 from fp_lightning.types import EditBatch
 
 
@@ -39,14 +42,14 @@ def test_tiny_build_stays_small():
 
 def test_frozen_parts_are_bit_identical_after_steps():
     editor = make_editor().train()
-    before = [p.clone() for part in editor.frozen for p in part.parameters()]
+    before = [p.clone() for part in editor.prior.frozen for p in part.parameters()]
     trained = editor.prior.unet.conv_in.weight.clone()
     optimizer = torch.optim.AdamW([p for p in editor.parameters() if p.requires_grad], lr=1e-2)
     for step in range(2):
         optimizer.zero_grad()
         losses_of(editor, make_batch(), step).total.backward()
         optimizer.step()
-    after = [p for part in editor.frozen for p in part.parameters()]
+    after = [p for part in editor.prior.frozen for p in part.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert not torch.equal(trained, editor.prior.unet.conv_in.weight)
 
@@ -301,8 +304,9 @@ def test_sizes_that_do_not_fit_are_named_with_the_nearest():
 def test_full_size_wants_multiples_of_64():
     with torch.device("meta"):
         unet = FramePainterUNet()
-    editor = make_editor()
-    editor.prior.unet, editor.prior.vae.config.block_out_channels = unet, (1, 1, 1, 1)
+    prior = make_editor().prior
+    prior.vae.config.block_out_channels = (1, 1, 1, 1)
+    editor = FramePainter(SVDPrior(unet, prior.vae, prior.image_encoder, prior.scheduler), tiny_control_encoder())
     editor.check_size((576, 1024))
     with pytest.raises(InputError, match="width must be a multiple of 64, got 1000; try 960 or 1024"):
         editor.check_size((576, 1000))

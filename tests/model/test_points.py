@@ -137,7 +137,7 @@ def test_strides_of_the_memory_do_not_matter():
 
 
 def make_unet(attention: str = "matching") -> FramePainterUNet:
-    return make_editor(attention).unet
+    return make_editor(attention).prior.unet
 
 
 def inputs(height: int = 8, width: int = 16) -> tuple[torch.Tensor, ...]:

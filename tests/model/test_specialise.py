@@ -201,7 +201,7 @@ def test_the_editors_network_has_the_shortcuts_and_every_trainable_weight_a_grad
 
 
 def test_a_loaded_network_has_the_same_frozen_weights(tmp_path):
-    unet = make_editor().unet
+    unet = make_editor().prior.unet
     unet.save_pretrained(tmp_path)
     loaded = FramePainterUNet.from_pretrained(tmp_path)
     frozen = {name for name, p in loaded.named_parameters() if not p.requires_grad}

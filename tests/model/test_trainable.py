@@ -174,7 +174,7 @@ def test_adapters_load_in_diffusers_and_give_the_same(tmp_path):
     class Network(PeftAdapterMixin, UNetSpatioTemporalConditionModel):
         pass
 
-    base = plain_unet(build_editor("tiny", attention="temporal").unet)
+    base = plain_unet(build_editor("tiny", attention="temporal").prior.unet)
     plain = Network.from_config(base.config)
     plain.load_state_dict(base.state_dict())
     generator = torch.Generator().manual_seed(0)

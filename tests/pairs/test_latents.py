@@ -100,7 +100,7 @@ def test_other_settings_are_another_folder(tmp_path):
 
 
 def test_the_fingerprint_is_of_the_weights():
-    assert fingerprint(make_editor().vae) == fingerprint(make_editor().vae)
+    assert fingerprint(make_editor().prior.vae) == fingerprint(make_editor().prior.vae)
 
 
 def test_images_of_the_same_name_that_changed_are_noticed(tmp_path):

@@ -35,7 +35,7 @@ def test_folders_are_small_and_of_half_precision(name):
 
 @torch.no_grad()
 def test_the_vae_gives_scenes_back_with_their_hues():
-    vae = build_editor("tiny").vae
+    vae = build_editor("tiny").prior.vae
     data = SceneClipDataModule(frames=(2,), frames_per_batch=32, objects=(1, 4), exposure=0.3, variety=0.5)
     frames = data.batch("val", 0).frames.flatten(0, 1)
     decoded = vae.decode(vae.encode(frames).latent_dist.mode(), num_frames=2).sample
