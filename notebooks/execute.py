@@ -1,10 +1,10 @@
-"""Executes notebooks in place, as they are shipped: with outputs, without this machine's paths and without noise.
+"""Execute notebooks in place, as they are shipped: with outputs, without paths of this machine and without noise.
 
-    python notebooks/execute.py                                  # all, in full
-    python notebooks/execute.py notebooks/01_quickstart.ipynb    # some
-    FP_NOTEBOOK_REDUCED=1 python notebooks/execute.py --out DIR  # in the settings of the tests, elsewhere
+    python notebooks/execute.py                                  # all notebooks, full settings
+    python notebooks/execute.py notebooks/01_quickstart.ipynb    # selected notebooks
+    FP_NOTEBOOK_REDUCED=1 python notebooks/execute.py --out DIR  # reduced settings, as in the tests
 
-A notebook is written only when it ran to its end.
+A notebook is written only if all its cells succeed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(notebook: Any, folder: str | Path, timeout: int, kernel: Any = None) -> None:
-    """Runs all cells of a notebook in place.
+    """Run all cells of a notebook in place.
 
     Args:
-        notebook: as nbformat reads it.
-        folder: where the kernel starts.
-        timeout: seconds that a cell may take.
-        kernel: a jupyter_client.KernelManager, kept alive for the next notebook; None starts a kernel for this one.
+        notebook: an nbformat notebook.
+        folder: working directory of the kernel.
+        timeout: time limit per cell in seconds.
+        kernel: a jupyter_client.KernelManager to use and keep alive; None starts a kernel for this notebook alone.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
@@ -48,7 +48,7 @@ def execute(notebook: Any, folder: str | Path, timeout: int, kernel: Any = None)
 
 
 def clean(notebook: Any, root: str | Path) -> None:
-    """Takes out of the outputs what is of this machine or of this moment: stderr, widgets, paths."""
+    """Remove stderr, widgets and paths of this machine from the outputs."""
     places = sorted({str(root), tempfile.gettempdir(), sys.prefix, str(Path.home())}, key=len, reverse=True)
 
     def anonymous(text: str) -> str:
@@ -77,7 +77,7 @@ def clean(notebook: Any, root: str | Path) -> None:
 
 
 def write(notebook: Any, path: Path) -> None:
-    """Writes a notebook whole or not at all, with one space of indent, as ruff formats it."""
+    """Write a notebook atomically, with an indent of one space as ruff formats it."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(nbformat.writes(notebook, indent=1, ensure_ascii=False).rstrip("\n") + "\n")
     os.replace(partial, path)
@@ -85,9 +85,11 @@ def write(notebook: Any, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", type=Path, help="all beside this file if none is named")
-    parser.add_argument("--out", type=Path, help="folder for the results, in place of the notebooks themselves")
-    parser.add_argument("--timeout", type=int, default=24 * 3600, help="seconds that a cell may take")
+    parser.add_argument(
+        "notebooks", nargs="*", type=Path, help="notebooks to execute; all in this folder if none is named"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the executed notebooks; without it they are replaced")
+    parser.add_argument("--timeout", type=int, default=24 * 3600, help="time limit per cell in seconds")
     options = parser.parse_args()
     for path in options.notebooks or sorted(FOLDER.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)

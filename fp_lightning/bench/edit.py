@@ -1,4 +1,4 @@
-"""What one call of the network and a whole edit cost with the shortcuts, beside diffusers' own modules."""
+"""Benchmark the U-Net and a whole edit with specialised modules against diffusers' modules."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fp_lightning.model.svd.prior import svd_prior
 from fp_lightning.model.svd.specialise import generalise, specialise
 from fp_lightning.types import EditBatch
 
-UNET_SIZES: list[tuple[int, int]] = [(40, 64), (72, 128)]  # latents
-FULL_SIZE = (64, 128)  # px, of the edit by the full network
+UNET_SIZES: list[tuple[int, int]] = [(40, 64), (72, 128)]  # latent height and width
+FULL_SIZE = (64, 128)  # height and width in px of the edit by the full network
 TYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 
 
 @torch.no_grad()
 def unet(rounds: int) -> list[Result]:
-    """One call of SVD's full U-Net with matching attention, unguided, against the same over diffusers' modules."""
+    """Time one unguided call of SVD's full U-Net with matching attention, against the same with diffusers' modules."""
     network = full_unet() if DEVICE == "cpu" else full_unet().to(TYPE)
     results = []
     for height, width in UNET_SIZES:
@@ -31,14 +31,14 @@ def unet(rounds: int) -> list[Result]:
         shapes = (1, 2, 8, height, width), (1,), (1, 1, 1024), (1, 3)
         inputs = [torch.randn(shape, generator=g).to(DEVICE, TYPE) for shape in shapes]
 
-        def special(inputs=inputs) -> Tensor:
+        def specialised(inputs=inputs) -> Tensor:
             return specialise(network)(*inputs)[0]
 
-        def general(inputs=inputs) -> Tensor:
+        def reference(inputs=inputs) -> Tensor:
             return generalise(network)(*inputs)[0]
 
-        error = relative(special(), general())
-        result = compare(f"unet/{height}x{width}", special, general, rounds, count=True)
+        error = relative(specialised(), reference())
+        result = compare(f"unet/{height}x{width}", specialised, reference, rounds, count=True)
         result.error, result.settings["error"] = error, "relative, of the output"
         result.settings |= {"parameters": sum(p.numel() for p in network.parameters()), "type": str(TYPE)[6:]}
         results.append(result)
@@ -46,7 +46,7 @@ def unet(rounds: int) -> list[Result]:
 
 
 def edit(rounds: int) -> list[Result]:
-    """25 guided steps and the decoded image, against a pipeline that does what is asked at every step."""
+    """Time 25 guided steps and decoding, against a pipeline that computes all networks at every step."""
     tiny = build_editor("tiny", "random").eval().to(DEVICE)
     with torch.no_grad():
         for parameter in svd_prior(tiny.prior).unet.conv_out.parameters():
@@ -80,17 +80,24 @@ def _edit(name: str, editor: FramePainter, size: tuple[int, int], rounds: int) -
 
 
 def plain_latents(editor: FramePainter, batch: EditBatch, settings: Sampling, generator: torch.Generator) -> Tensor:
-    """Guided sampling as pipelines do it: both halves at every step, the control encoder for both."""
+    """Sample with guidance as usual pipelines do: both halves at every step, the control encoder for both.
+
+    Args:
+        batch: one sample.
+
+    Returns:
+        Latents [1, 2, c, h, w].
+    """
     condition, weights, sigmas, start = prepare(editor, batch, settings, [generator])
     both = Condition.cat(condition.unconditional(), condition)
 
     def denoise(x: Tensor, sigma: Tensor, step: int) -> Tensor:
-        without, given = editor.denoise(torch.cat([x, x]), sigma.expand(2), both)[0].chunk(2)
-        return without + weights[step] * (given - without)
+        unconditional, conditional = editor.denoise(torch.cat([x, x]), sigma.expand(2), both)[0].chunk(2)
+        return unconditional + weights[step] * (conditional - unconditional)
 
     return euler(denoise, start, sigmas)
 
 
 def relative(ours: Tensor, reference: Tensor) -> float:
-    """The largest difference by the largest value."""
+    """Return the largest absolute difference divided by the largest absolute value of the reference."""
     return ((ours - reference).abs().max() / reference.abs().max()).item()

@@ -1,4 +1,4 @@
-"""Whether procedural clips are filmed as fast as a prior trains on them."""
+"""Benchmark whether procedural clips are rendered as fast as a prior trains on them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from fp_lightning.types import ClipBatch
 
 
 def generator(rounds: int) -> list[Result]:
-    """Filming a batch of recipes/tiny_svd.yaml by one loader process, beside the step of training that it feeds.
+    """Time rendering a batch of recipes/tiny_svd.yaml in one process, against one training step on that batch.
 
-    The ratio says how many training processes one loader process can feed.
+    The ratio is the number of training processes that one loader process can feed.
     """
     return [_one(frames, rounds) for frames in (2, 4)]
 
 
 def _one(frames: int, rounds: int) -> Result:
-    given = OmegaConf.load(recipe_path("tiny_svd")).data.init_args
-    data = importlib.import_module("datamodules").SceneClipDataModule(**{**given, "frames": (frames,)})
+    options = OmegaConf.load(recipe_path("tiny_svd")).data.init_args
+    data = importlib.import_module("datamodules").SceneClipDataModule(**{**options, "frames": (frames,)})
     module = VideoPriorModule(build_editor("tiny", "random", attention="temporal").to(DEVICE))
     optimiser = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], fused=True)
     batch: ClipBatch = data.batch("train", 0).to(DEVICE)
@@ -46,7 +46,7 @@ def _one(frames: int, rounds: int) -> Result:
         "frames": frames,
         "clips": len(batch),
         "clips_per_second": {
-            "filmed": round(len(batch) / result.ours, 1),
+            "rendered": round(len(batch) / result.ours, 1),
             "trained_on": round(len(batch) / result.reference, 1),
         },
         "training": "bf16-mixed",

@@ -1,4 +1,4 @@
-"""What the training loader costs beyond reading and decoding its bytes."""
+"""Benchmark the training loaders against reading and decoding the same files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE, VIDEOS, PER_VIDEO, BATCH = (320, 512), 8, 8, 4
 
 
 def loader(rounds: int) -> list[Result]:
-    """One epoch of every signal's training loader, at 0, 1 and 2 workers, against the same bytes read and decoded."""
+    """Time one epoch of each signal's loader with 0, 1 and 2 workers, against reading and decoding the same files."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for video in range(VIDEOS):
@@ -39,12 +39,12 @@ def _one(root: Path, signal: str, workers: int, rounds: int) -> Result:
     )
     data.setup("fit")
     batches = data.train_dataloader()
-    next(iter(batches))  # workers start once
+    next(iter(batches))  # start the workers before the clock
 
     def decode() -> None:
         for path in (root / FOLDER).glob("*.safetensors"):
             with safe_open(str(path), "numpy") as shard:
-                for key in shard.keys():  # noqa: SIM118 (a file, no mapping)
+                for key in shard.keys():  # noqa: SIM118 (a file, not a mapping)
                     cv2.imdecode(shard.get_tensor(key), cv2.IMREAD_UNCHANGED)
 
     samples = VIDEOS * PER_VIDEO

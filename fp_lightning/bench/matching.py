@@ -1,4 +1,4 @@
-"""What the matching loss costs beside the dense one, and beside the attention that it accompanies."""
+"""Benchmark the matching loss against its dense definition and against the attention alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fp_lightning.bench.measure import Result, compare
 from fp_lightning.bench.networks import DEVICE
 from fp_lightning.model.matching_loss import FORMS, matching_loss
 
-TOKENS, HEADS, WIDTH, VISIBLE = 9216, 5, 64, 0.25  # of the finest layer at 576 × 1024
+TOKENS, HEADS, WIDTH, VISIBLE = 9216, 5, 64, 0.25  # finest layer at 576 × 1024
 
 
 def matching(rounds: int) -> list[Result]:
-    """Attention with each form of the loss, forward and backward, against attention alone and the dense loss."""
+    """Time attention with each form of the loss, forward and backward, against attention alone and the dense loss."""
     g = torch.Generator().manual_seed(0)
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
     inputs = [torch.randn(1, HEADS, TOKENS, WIDTH, generator=g).to(DEVICE, dtype).requires_grad_() for _ in range(3)]
@@ -54,7 +54,16 @@ def matching(rounds: int) -> list[Result]:
 
 
 def dense_loss(query: Tensor, key: Tensor, index: Tensor, form: str) -> Tensor:
-    """The definition: all of A, and C for its visible rows."""
+    """Compute the loss from the full attention matrix A (Eq. 5 to 7).
+
+    Args:
+        query, key: [b, heads, n, d].
+        index: source token of each target token [b, n], −1 where it is not visible.
+        form: "squared" or "cross_entropy".
+
+    Returns:
+        A scalar, the mean over heads and visible target tokens.
+    """
     attention = (query.float() @ key.float().mT * query.shape[-1] ** -0.5).softmax(-1)
     visible, picked = (index >= 0)[:, None], index.clamp(min=0)[:, None, :, None].expand(-1, query.shape[1], -1, 1)
     share = attention.gather(-1, picked)[..., 0]

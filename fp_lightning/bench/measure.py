@@ -1,4 +1,4 @@
-"""Two ways to do one thing, timed in turn, so that a busy machine disturbs both alike."""
+"""Time two implementations alternately, so that other load on the machine affects both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass
 class Result:
-    """One comparison. What was not measured is None.
+    """The result of one comparison; fields that were not measured are None.
 
     Ratios are reference / ours: above 1, ours is faster.
     """
@@ -24,9 +24,9 @@ class Result:
     ours: float | None = None  # seconds, median
     reference: float | None = None  # seconds, median
     ratio: float | None = None  # median over rounds
-    ratio_low: float | None = None  # the least of any round
-    ratio_high: float | None = None
-    error: float | None = None  # how far the result is from the reference's or the truth; its unit is in settings
+    ratio_low: float | None = None  # lowest of any round
+    ratio_high: float | None = None  # highest of any round
+    error: float | None = None  # distance from the reference or the ground truth; settings name its unit
     flops_ours: int | None = None
     flops_reference: int | None = None
     peak_bytes_ours: int | None = None
@@ -35,14 +35,14 @@ class Result:
 
 
 def flops(work: Callable[[], object]) -> int:
-    """Floating point operations of the products in `work`: matrices, convolutions, attention."""
+    """Count the floating-point operations of matrix products, convolutions and attention in `work`."""
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The most bytes of tensors that `work` holds at a time beyond those that were there before."""
+    """Return the peak memory in bytes of the tensors that `work` allocates."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -53,11 +53,11 @@ def peak_bytes(work: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         work()
     events = record.profiler.kineto_results.events()  # type: ignore[union-attr]
-    live = most = 0
+    live = peak = 0
     for _, change in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
         live += change
-        most = max(most, live)
-    return most
+        peak = max(peak, live)
+    return peak
 
 
 def compare(
@@ -68,10 +68,14 @@ def compare(
     count: bool = False,
     **settings: Any,
 ) -> Result:
-    """Runs both `rounds` times in turn, the order changing from round to round.
+    """Run both implementations `rounds` times; which one is first alternates.
 
     Args:
-        count: also run each once for its operations and once for its memory, before the clock starts.
+        name: name of the result.
+        ours, reference: the implementations.
+        rounds: number of timed runs of each, at least 1.
+        count: also count operations and peak memory, in one untimed run each.
+        settings: kept in the result.
     """
     counted: dict[str, int] = {}
     if count:

@@ -1,4 +1,4 @@
-"""SVD at its full size with random weights, for what depends on the size and not on what was learnt."""
+"""SVD at full size with random weights, to measure time and memory, which do not depend on trained weights."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def full_unet() -> FramePainterUNet:
-    """SVD's U-Net, 1,524,623,082 parameters, with a matching branch of 49,574,080, float32."""
+    """Build SVD's U-Net (1,524,623,082 parameters) with its matching branch (49,574,080), in float32."""
     return filled(svd_unet()).eval()
 
 
 def full_editor() -> FramePainter:
-    """An editor of the released architecture, with SVD's VAE and CLIP-H: float32, 2.3 G parameters."""
+    """Build an editor of the released architecture with SVD's VAE and CLIP-H: 2.3 G parameters, in float32."""
     parts: dict[str, Any] = {name: filled(part) for name, part in svd_parts().items()}
-    scheduler = EulerDiscreteScheduler(sigma_min=0.002, sigma_max=700.0)  # of which an editor takes the range alone
+    scheduler = EulerDiscreteScheduler(sigma_min=0.002, sigma_max=700.0)  # an editor reads only the range
     control_encoder = parts.pop("control_encoder")
     return FramePainter(SVDPrior(full_unet(), **parts, scheduler=scheduler), control_encoder).eval()
 
 
 @torch.no_grad()
 def filled(network: M, seed: int = 0, device: str = DEVICE) -> M:
-    """The network, made on the meta device, with random weights that keep activations in range; none is zero."""
+    """Fill a network on the meta device with random nonzero weights that keep activations in range."""
     network = network.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in network.named_parameters():

@@ -1,4 +1,4 @@
-"""What building pairs costs: per stage, per worker, in memory; and how right the motion is that it finds."""
+"""Benchmark the pair builder: time per stage, scaling over workers, memory, and accuracy of its motion."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fp_lightning.signals.sketch import sketch
 from fp_lightning.types import VideoPair
 
 MOTION: dict[str, Any] = {"objects": (1, 3), "motion": (0.08, 0.3), "turn": 0.4, "growth": 0.15}
-STAGES = {  # functions of this package and the stage that their time counts for
+STAGES = {  # stage: functions of this package whose time counts for it
     "decode": ["stream_frames"],
     "cut": ["continuity"],
     "flow": ["link"],
@@ -45,7 +45,7 @@ STAGES = {  # functions of this package and the stage that their time counts for
 
 
 def pairs(rounds: int) -> list[Result]:
-    """Videos per second of several workers against one, where one worker's time goes, and memory at 3840 × 2160."""
+    """Time several workers against one, profile one worker by stage, and measure memory at 3840 × 2160."""
     settings = PairSettings()
     one_thread()  # as in a worker
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def pairs(rounds: int) -> list[Result]:
 
 
 class Enlarged(Scene):
-    """A scene filmed at `factor` times its own size, by interpolation: drawing costs more than what is measured."""
+    """A scene that is rendered at 1 / `factor` of its size and enlarged, because rendering is not to be measured."""
 
     def __init__(self, seed: int, size: tuple[int, int], factor: int, **scene: Any) -> None:
         super().__init__(seed, (size[0] // factor, size[1] // factor), **scene)
@@ -88,7 +88,7 @@ def _stages(clips: list[Path], out: Path, settings: PairSettings) -> Result:
     seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
     stage_of = {function: stage for stage, functions in STAGES.items() for function in functions}
     for (file, _, function), (_, _, _, inside, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
-        if function in stage_of and "fp_lightning" in file:  # unless another stage asked for it
+        if function in stage_of and "fp_lightning" in file:  # time inside a caller of another stage counts there
             seconds[stage_of[function]] += inside - sum(
                 times[3] for (_, _, caller), times in callers.items() if caller in stage_of
             )
@@ -101,7 +101,7 @@ def _stages(clips: list[Path], out: Path, settings: PairSettings) -> Result:
 
 
 def _peak(clip: Path, settings: PairSettings) -> int:
-    """Greatest resident memory in bytes of a process of its own that builds one video, its imports included."""
+    """Return the peak resident memory in bytes of a new process that imports the package and builds one video."""
     code = (
         "import resource, sys; from fp_lightning.pairs.build import PairSettings, build_video;"
         f"build_video(sys.argv[1], PairSettings(size={settings.size}));"
@@ -115,7 +115,7 @@ def _peak(clip: Path, settings: PairSettings) -> int:
 
 
 def correspondence(rounds: int, size: tuple[int, int] = (320, 512), scenes: int = 12, links: int = 8) -> list[Result]:
-    """Flow chained through frames against one long jump, both by DIS, on scenes whose truth is known."""
+    """Compare DIS flow chained through all frames with direct flow between the ends, on scenes with exact flow."""
     ways = {"chained": links, "jump": 1}
     figures: dict[str, dict[str, list[Tensor]]] = {way: {} for way in ways}
     films = []
@@ -141,7 +141,7 @@ def correspondence(rounds: int, size: tuple[int, int] = (320, 512), scenes: int 
 
 
 def _figures(scene: Scene, to_source: Tensor, to_target: Tensor) -> dict[str, Tensor]:
-    """What is right and wrong about the flow found for one scene; lengths in px at 512 px width."""
+    """Return errors of the flow of one scene, and agreement of its signals; lengths are in px at 512 px width."""
     truth, scale = scene.pair(), 512 / scene.size[1]
     tracks, visible = tracks_from_flow(to_source, to_target)
     item = torch.from_numpy(scene.layer(scene._grid(1), 1.0) >= 0)
@@ -186,7 +186,7 @@ def _coarse_psnr(pair: VideoPair, seen: Tensor) -> Tensor:
 
 
 def outline(scene: Scene, time: float) -> np.ndarray:
-    """Pixels [h, w] whose right or lower neighbour shows another layer."""
+    """Return a mask [h, w] of pixels whose right or lower neighbour shows a different layer."""
     layer = scene.layer(scene._grid(1), time)
     edge = np.zeros(layer.shape, bool)
     edge[:-1] |= layer[:-1] != layer[1:]
@@ -195,7 +195,7 @@ def outline(scene: Scene, time: float) -> np.ndarray:
 
 
 def _agreement(drawn: np.ndarray, true: np.ndarray, distance: float) -> tuple[float, float]:
-    """Precision and recall of lines, masks [h, w], within `distance` pixels."""
+    """Return precision and recall of lines, given as masks [h, w], within `distance` pixels."""
 
     def near(points: np.ndarray, others: np.ndarray) -> float:
         if not points.any():

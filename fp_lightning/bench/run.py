@@ -1,4 +1,4 @@
-"""Chooses benchmarks, shows their table and writes their figures."""
+"""Run benchmarks, print their table and write their results as JSON."""
 
 from __future__ import annotations
 
@@ -40,10 +40,15 @@ BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
 
 
 def bench(names: Sequence[str], rounds: int = 3, json_file: Path | None = None) -> list[Result]:
-    """Runs the named benchmarks, all if none is named.
+    """Run benchmarks and print a table of their results.
+
+    Args:
+        names: keys of `BENCHMARKS`; all of them if empty.
+        rounds: number of timed runs of each implementation, at least 1.
+        json_file: file for the results, see `Result`.
 
     Raises:
-        InputError: an unknown name, or less than one round.
+        InputError: a name is unknown, or `rounds` is below 1.
     """
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown or rounds < 1:

@@ -1,4 +1,4 @@
-"""What a training step costs with latents from disk, beside the same step that makes them."""
+"""Benchmark a training step with cached latents against the same step that encodes them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ BATCH = {"tiny": 8, "full": 1}
 
 
 def train_step(rounds: int) -> list[Result]:
-    """Losses, gradients and a step of AdamW: the tiny build, and SVD's full size of which the matching branch and the
-    control encoder train, so that 24 GB suffice."""
+    """Time losses, gradients and a step of AdamW, for the tiny build and for SVD at full size.
+
+    At full size the matching branch and the control encoder train, so that 24 GB of memory are enough.
+    """
     tiny = build_editor("tiny", "random", augmentation_draws=4)
     result = [_step("train-step/tiny", tiny.to(DEVICE), SIZES["tiny"], BATCH["tiny"], rounds)]
     full = full_editor()
@@ -33,9 +35,11 @@ def train_step(rounds: int) -> list[Result]:
 def _step(name: str, editor: FramePainter, size: tuple[int, int], batch_size: int, rounds: int) -> Result:
     editor.train()
     trainable = [p for p in editor.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trainable, lr=0.0, weight_decay=0.0, fused=True)  # every step is the same work
+    optimiser = torch.optim.AdamW(
+        trainable, lr=0.0, weight_decay=0.0, fused=True
+    )  # with learning rate 0 every step computes the same
     batch = EditBatch.cat([_sample(seed, size) for seed in range(batch_size)]).to(DEVICE)
-    kept = editor.with_latents(batch)
+    with_latents = editor.with_latents(batch)
 
     def step(batch: EditBatch) -> float:
         loss = editor.losses(batch, seeded_generators(batch.name, 0)).total
@@ -44,8 +48,8 @@ def _step(name: str, editor: FramePainter, size: tuple[int, int], batch_size: in
         optimiser.step()
         return loss.item()
 
-    first, second = step(kept), step(batch)
-    result = compare(name, lambda: step(kept), lambda: step(batch), rounds, count=True)
+    first, second = step(with_latents), step(batch)
+    result = compare(name, lambda: step(with_latents), lambda: step(batch), rounds, count=True)
     result.error = abs(first - second) / abs(second)
     result.settings |= {
         "error": "relative, of the loss",

@@ -1,4 +1,4 @@
-"""Training of a VAE from scratch. SVD's own comes trained and stays frozen; the tiny build needs one."""
+"""Train a VAE from scratch. SVD's is already trained and stays frozen; the tiny build needs this."""
 
 from __future__ import annotations
 
@@ -16,26 +16,30 @@ from fp_lightning.model.svd.specialise import generalise, specialise
 from fp_lightning.training.optimiser import check_last_validation
 from fp_lightning.types import ClipBatch
 
-COLOURS = ((1.4, 1.4, 1.4), (6.0, -6.0, 0.0), (4.0, 4.0, -8.0))  # of red, green, blue; each varies about as much
+COLOURS = (
+    (1.4, 1.4, 1.4),
+    (6.0, -6.0, 0.0),
+    (4.0, 4.0, -8.0),
+)  # weights of red, green, blue; each sum has about the same variance
 
 
 class AutoencoderModule(L.LightningModule):
-    """Fits a VAE to the frames of clips: squared error, hues weighted up, and a weak KL term that bounds the latents.
+    """Trains a VAE on the frames of clips: squared error with more weight on hue, and a weak KL term.
 
-    The first three latent channels are led to the mean colours of the pixels that a latent stands for: lightness, red
-    against green, yellow against blue. Lightness varies some twelve times as much as hue, and a VAE that is left alone
-    takes up lightness, then stays for thousands of steps where no latent carries hue and no decoder asks for it.
+    A further loss pulls the first three latent channels towards the mean colours of the pixels under each latent:
+    lightness, red minus green, yellow minus blue. Lightness varies about twelve times as much as hue. Without this
+    loss the VAE learns lightness, then stays for thousands of steps in a state where no latent encodes hue.
 
-    After each validation the VAE is written to `out`, in half precision, its `scaling_factor` set to
-    1 / standard deviation of the latents, so that scaled latents have unit variance.
+    After each validation the VAE is saved to `out` in half precision. Its `scaling_factor` is
+    1 / (standard deviation of the latents), so that scaled latents have unit variance.
 
     Args:
         vae: the autoencoder to train.
-        learning_rate: AdamW's peak, after `warmup` steps; then cosine to zero over the whole fit.
-        warmup: steps of linear warm-up.
+        learning_rate: peak learning rate of AdamW after `warmup` steps, followed by cosine decay to zero.
+        warmup: number of steps of linear warm-up.
         kl_weight: weight of the KL divergence per latent element.
-        hue_weight: weight of the error's part that is not common to red, green and blue.
-        colour_weight: weight of the squared error of the first three latent channels.
+        hue_weight: weight of the squared error of hue, the part that differs between red, green and blue.
+        colour_weight: weight of the squared error of the first three latent channels from the mean colours.
         out: folder for the VAE in diffusers' format.
     """
 
@@ -52,48 +56,53 @@ class AutoencoderModule(L.LightningModule):
         super().__init__()
         self.learning_rate, self.warmup, self.out = learning_rate, warmup, out
         self.kl_weight, self.hue_weight, self.colour_weight = kl_weight, hue_weight, colour_weight
-        self.vae = specialise(vae)  # without it torch 2.15's CPU gradients of (3, 1, 1) kernels are wrong in bfloat16
+        self.vae = specialise(vae)  # torch 2.15 computes wrong bfloat16 gradients of (3, 1, 1) kernels on CPUs
 
     def setup(self, stage: str) -> None:
+        """See `check_last_validation`."""
         check_last_validation(self.trainer)
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        posterior, light, hue = self._errors(batch, sampled=True)
-        reconstruction = (light + self.hue_weight * hue).mean()
+        """Log the losses and return their weighted sum, a scalar."""
+        posterior, lightness, hue = self._errors(batch, sampled=True)
+        reconstruction = (lightness + self.hue_weight * hue).mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         means = F.avg_pool2d(batch.frames.flatten(0, 1), 2 ** (len(self.vae.config.block_out_channels) - 1))
-        wanted = torch.einsum("kc, nchw -> nkhw", means.new_tensor(COLOURS), means)
-        colour = (posterior.mean[:, : len(COLOURS)] - wanted).square().mean()
+        target = torch.einsum("kc, nchw -> nkhw", means.new_tensor(COLOURS), means)
+        colour = (posterior.mean[:, : len(COLOURS)] - target).square().mean()
         parts = {"train/reconstruction": reconstruction, "train/kl": kl, "train/colour": colour}
         self.log_dict(parts, batch_size=len(batch))
         return reconstruction + self.kl_weight * kl + self.colour_weight * colour
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
-        posterior, light, hue = self._errors(batch, sampled=False)
+        """Log squared error, PSNR (dB), PSNR of hue (dB) and the standard deviation of the latents."""
+        posterior, lightness, hue = self._errors(batch, sampled=False)
         scores = {
-            "val/total": (light + hue).mean(),
-            "val/psnr": -10 * torch.log10((light + hue) / 4).mean(),
+            "val/total": (lightness + hue).mean(),
+            "val/psnr": -10 * torch.log10((lightness + hue) / 4).mean(),
             "val/hue_psnr": -10 * torch.log10(hue / 4).mean(),
             "val/latent_std": posterior.mean.float().std(),
         }
         self.log_dict(scores, batch_size=len(batch), sync_dist=True)
 
     def _errors(self, batch: ClipBatch, sampled: bool) -> tuple[DiagonalGaussianDistribution, Tensor, Tensor]:
-        """What the encoder says of the frames, and each frame's mean squared errors [n] of lightness and of hue."""
+        """Return the posterior of all n frames, and their mean squared errors [n] of lightness and of hue."""
         video, frames = batch.frames.flatten(0, 1), batch.frames.shape[1]
         posterior = self.vae.encode(video).latent_dist
         latents = posterior.sample() if sampled else posterior.mode()
         error = self.vae.decode(latents, num_frames=frames).sample.float() - video
-        light = error.mean(1, keepdim=True)
-        return posterior, light.square().flatten(1).mean(1), (error - light).square().flatten(1).mean(1)
+        lightness = error.mean(1, keepdim=True)
+        return posterior, lightness.square().flatten(1).mean(1), (error - lightness).square().flatten(1).mean(1)
 
     def on_validation_epoch_end(self) -> None:
+        """Save the VAE."""
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
             vae = generalise(copy.deepcopy(self.vae))
             vae.register_to_config(scaling_factor=round(1 / float(self.trainer.callback_metrics["val/latent_std"]), 4))
             vae.half().save_pretrained(self.out)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW with linear warm-up and cosine decay."""
         optimizer = torch.optim.AdamW(self.vae.parameters(), lr=self.learning_rate, betas=(0.9, 0.99))
         total = int(self.trainer.estimated_stepping_batches)
         warm = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-2, total_iters=self.warmup)

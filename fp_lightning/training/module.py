@@ -1,4 +1,4 @@
-"""The LightningModule: steps and logging."""
+"""The LightningModule of an editor: steps, logging and checkpoints."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ logger = logging.getLogger(__name__)
 class FramePainterModule(AdamWModule):
     """Trains, validates and runs an editor.
 
-    All noise comes from generators seeded by (seed, what it is for, sample name) and, in training, the epoch: a
-    resumed run draws what an uninterrupted one would, and a sample's noise and edit are the same in any batch, on
-    any number of processes.
+    The generator of a sample's noise is seeded by (seed, purpose, sample name) and, in training, the epoch. A resumed
+    run therefore draws the same noise as an uninterrupted one, and the noise and edit of a sample do not depend on
+    its batch or on the number of processes.
 
     Args:
-        editor: see `fp_lightning.model.editor.build_editor`.
+        editor: the network, see `fp_lightning.build_editor`.
         learning_rate, betas, weight_decay, warmup, schedule, optimizer: see `AdamWModule`.
-        sampling: how validation, test and predict draw their edits.
-        metrics: of validation and test.
-        fit_edits: samples, per process, of which a validation within `fit` draws edits; the losses are
-            of all. `validate` and `test` draw all edits.
-        seed: of all noise.
+        sampling: settings of the edits in validate, test and predict; None for the defaults of `Sampling`.
+        metrics: metrics of validation and test; None for the defaults of `EditMetrics`.
+        fit_edits: number of samples per process that a validation within `fit` edits. Its losses cover all samples.
+            `validate` and `test` edit every sample.
+        seed: seed of all noise.
     """
 
     def __init__(
@@ -66,36 +66,39 @@ class FramePainterModule(AdamWModule):
         self.sampling = sampling or Sampling()
         self.edit_metrics, self.fit_edits = metrics or EditMetrics(), fit_edits
         self.correspondence_metrics = CorrespondenceMetrics(list(editor.prior.attentions()))
-        self.strict_loading = False  # checkpoints leave frozen weights out; on_load_checkpoint is strict instead
+        self.strict_loading = False  # checkpoints have no frozen weights; on_load_checkpoint checks the names
 
     def on_fit_start(self) -> None:
-        """Says what trains, and makes ready what does not."""
+        """Report what trains, cache latents if the data requests it, and store frozen weights in the autocast type."""
         rank_zero_info(describe(self.editor))
-        self._make_latents()
+        self._cache_latents()
         if autocast := AUTOCAST.get(self.trainer.precision):
             store_frozen(self.editor, autocast)
 
     def on_fit_end(self) -> None:
+        """Return frozen weights to float32."""
         if self.trainer.precision in AUTOCAST:
             store_frozen(self.editor, torch.float32)
 
-    def _make_latents(self) -> None:
-        """Those that the data asks to be kept on disk, each rank its share."""
+    def _cache_latents(self) -> None:
+        """Encode the pairs whose latents are not yet in the data module's cache; the ranks share the work."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if getattr(data, "latents", None) is None:
             return
         store = LatentStore(data.latents, {**self.editor.latent_settings(), "size": list(data.size)})
         missing = data.unlatented(store.keys())
-        mine = Subset(missing, range(self.global_rank, len(missing), self.trainer.world_size))
+        rank_share = Subset(missing, range(self.global_rank, len(missing), self.trainer.world_size))
         if len(missing):
-            logger.info("making latents of %d pairs in %s", len(missing), store.folder)
-        loader = DataLoader(mine, batch_size=None, num_workers=data.num_workers)
-        for key, batch in track(loader, "latents", total=len(mine), disable=self.global_rank > 0 or not len(mine)):
+            logger.info("encoding latents of %d pairs into %s", len(missing), store.folder)
+        loader = DataLoader(rank_share, batch_size=None, num_workers=data.num_workers)
+        quiet = self.global_rank > 0 or not len(rank_share)
+        for key, batch in track(loader, "latents", total=len(rank_share), disable=quiet):
             store.write(key, self.editor.with_latents(batch.to(self.device)))
         self.trainer.strategy.barrier("latents")
         data.store_of_latents = store
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
+        """Log the losses and return their weighted sum, a scalar."""
         losses = self.editor.losses(batch, seeded_generators(batch.name, self.seed, "train", self.current_epoch))
         for name in ("total", "diffusion", "matching"):
             self.log(
@@ -108,22 +111,28 @@ class FramePainterModule(AdamWModule):
         return losses.total
 
     def validation_step(self, batch: EditBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Log losses, update metrics, and return `{"edited": [b, 3, h, w]}`, or an empty dict beyond `fit_edits`."""
         return self._evaluate(batch, "val")
 
     def test_step(self, batch: EditBatch, batch_idx: int) -> dict[str, Tensor]:
+        """See `validation_step`."""
         return self._evaluate(batch, "test")
 
     def predict_step(self, batch: EditBatch, batch_idx: int) -> Tensor | list[Tensor]:
-        """Edits [b, 3, h, w] in [-1, 1]; a list, some at their photo's size, where saved edits are among them."""
+        """Edit a batch.
+
+        Returns:
+            Images [b, 3, h, w] in [-1, 1]. If the batch has saved edits, a list of [3, h, w]; saved edits are at the
+            size of their photo.
+        """
         if not batch.edit or not any(batch.edit):
             return self._edit(batch)
         return [self._reproduced(edit) if edit else self._edit(batch.one(i))[0] for i, edit in enumerate(batch.edit)]
 
     def _reproduced(self, edit: Edit) -> Tensor:
-        """A saved edit, made again as the pipeline makes it: by its own settings and noise, alone."""
-        own = fingerprint(self.editor.control_encoder)
-        if edit.weights not in (None, own):
-            logger.warning("an edit was saved with %s, other weights than these: it will differ", edit.model)
+        """Reproduce a saved edit [3, h, w] in [-1, 1] with its settings and noise, as the pipeline does."""
+        if edit.weights not in (None, fingerprint(self.editor.control_encoder)):
+            logger.warning("an edit was saved by %s with different weights; the result will differ", edit.model)
         pipe = FramePainterPipeline.from_editor(self.editor, (self.editor.prior.size_multiple,) * 2)
         pipe.set_progress_bar_config(disable=True)
         edited = pipe(**edit.arguments(), return_dict=False)[0][0]
@@ -145,18 +154,21 @@ class FramePainterModule(AdamWModule):
         return sample(self.editor, batch, self.sampling, seeded_generators(batch.name, self.seed, "edit"))
 
     def attention_maps(self, batch: EditBatch, points: Tensor, sigma: float = 1.0) -> dict[str, Tensor]:
-        """See `fp_lightning.evaluation.correspondence.attention_maps`; a sample's noise is always the same."""
+        """See `fp_lightning.evaluation.correspondence.attention_maps`; the noise depends on the sample's name alone."""
         with self._precision():
             return attention_maps(self.editor, batch, points, self._attention_noise(batch), sigma)
 
     def attention_entropy(self, batch: EditBatch, sigma: float = 1.0) -> dict[str, float]:
-        """Of each layer that joins the frames, mean over heads and target tokens: 0 for one token, 1 for all alike."""
+        """Return the attention entropy by name of each layer that joins the frames, mean over heads and target tokens.
+
+        Entropy is in [0, 1]: 0 if all weight is on one token, 1 if it is uniform.
+        """
         with self._precision():
-            seen = probe(self.editor, batch, sigma, self._attention_noise(batch))
-            return {layer.layer: float(entropy(layer.query, layer.key).mean()) for layer in seen}
+            layers = probe(self.editor, batch, sigma, self._attention_noise(batch))
+            return {layer.layer: float(entropy(layer.query, layer.key).mean()) for layer in layers}
 
     def _precision(self) -> AbstractContextManager[None]:
-        """In which Lightning runs the steps."""
+        """The precision context in which Lightning runs the steps."""
         return nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
 
     def _attention_noise(self, batch: EditBatch) -> list[torch.Generator]:
@@ -180,10 +192,11 @@ class FramePainterModule(AdamWModule):
     on_test_epoch_start = on_validation_epoch_start
 
     def trainable_names(self) -> set[str]:
-        """The state-dict names of the weights that train: what a checkpoint carries."""
+        """Return the state-dict names of trainable weights, the ones that a checkpoint holds."""
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep trainable weights alone; add the editor's settings ("editor") and the run's ("origin")."""
         names = self.trainable_names()
         data = getattr(self.trainer, "datamodule", None)
         size, signals = getattr(data, "size", None), getattr(data, "signals", None)
@@ -198,48 +211,59 @@ class FramePainterModule(AdamWModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises InputError listing what differs when the checkpoint is of another architecture.
+        """Check that a checkpoint fits; warn if the data has signals that it was not trained on.
 
-        Warns when it was trained on other signals than the data has.
+        Raises:
+            InputError: the checkpoint is from a different architecture, was trained with different settings of the
+                editor, or holds the state of a different optimiser than `fit` uses. The message names what differs.
         """
-        now, then = self.editor.settings(), checkpoint.get("editor", {})
-        changed = [f"{name} {then[name]} (now {now[name]})" for name in now if name in then and then[name] != now[name]]
-        own = {k: tuple(v.shape) for k, v in self.named_parameters() if v.requires_grad}
-        loaded = {k: tuple(v.shape) for k, v in checkpoint["state_dict"].items()}
-        kinds = {
-            "missing": sorted(own.keys() - loaded.keys()),
-            "unexpected": sorted(loaded.keys() - own.keys()),
-            "of another shape": sorted(k for k in own.keys() & loaded.keys() if own[k] != loaded[k]),
-        }
-        differing = [
-            f"{len(names)} {kind} (first: {names[0]}"
-            + (f", {loaded[names[0]]} instead of {own[names[0]]}" if kind == "of another shape" else "")
-            + ")"
-            for kind, names in kinds.items()
-            if names
-        ]
-        if differing:
-            raise InputError(
-                f"the checkpoint is of another architecture: {', '.join(differing)} of {len(own)} tensors; "
-                "use the recipe that it was trained with, see config.fit.yaml in its run folder"
-            )
+        origin = checkpoint.get("origin", {})
+        self._check_tensors(checkpoint["state_dict"])
+        current, saved = self.editor.settings(), checkpoint.get("editor", {})
+        changed = [f"{k} {saved[k]} (now {current[k]})" for k in current if k in saved and saved[k] != current[k]]
         if changed:
             raise InputError(f"the checkpoint was trained with {', '.join(changed)}; set model.editor accordingly")
-        optimizer = checkpoint.get("origin", {}).get("optimizer", self.optimizer)
+        optimizer = origin.get("optimizer", self.optimizer)
         if optimizer != self.optimizer and self._trainer is not None and self.trainer.state.fn == "fit":
-            raise InputError(f"the checkpoint has moments of {optimizer}; go on with --model.optimizer {optimizer}")
+            raise InputError(
+                f"the checkpoint holds the optimiser state of {optimizer}, not of {self.optimizer}; continue with "
+                f"--model.optimizer {optimizer}"
+            )
         self.editor.trained = True
-        data = getattr(self._trainer, "datamodule", None)
-        known, asked = checkpoint.get("origin", {}).get("signals"), getattr(data, "signals", None)
-        if known and asked and not set(asked) <= set(known):
+        data_signals = getattr(getattr(self._trainer, "datamodule", None), "signals", None)
+        checkpoint_signals = origin.get("signals")
+        if checkpoint_signals and data_signals and not set(data_signals) <= set(checkpoint_signals):
             logger.warning(
-                "the checkpoint was trained on %s, the data has %s: what it has not learnt it will not follow",
-                *(", ".join(known), ", ".join(asked)),
+                "the checkpoint was trained on %s, but the data has %s; it will ignore signals it has not learned",
+                *(", ".join(checkpoint_signals), ", ".join(data_signals)),
+            )
+
+    def _check_tensors(self, state_dict: dict[str, Tensor]) -> None:
+        expected = {k: tuple(v.shape) for k, v in self.named_parameters() if v.requires_grad}
+        loaded = {k: tuple(v.shape) for k, v in state_dict.items()}
+        reshaped = sorted(k for k in expected.keys() & loaded.keys() if expected[k] != loaded[k])
+        problems = [
+            f"{len(names)} {kind} (first: {names[0]})"
+            for kind, names in (
+                ("missing", sorted(expected.keys() - loaded.keys())),
+                ("unexpected", sorted(loaded.keys() - expected.keys())),
+            )
+            if names
+        ]
+        if reshaped:
+            first = reshaped[0]
+            shapes = f"{loaded[first]} instead of {expected[first]}"
+            problems.append(f"{len(reshaped)} of different shape (first: {first}, {shapes})")
+        if problems:
+            raise InputError(
+                f"the checkpoint is from a different architecture: {', '.join(problems)} of {len(expected)} tensors; "
+                "use the recipe that it was trained with, see config.fit.yaml in its run folder"
             )
 
     def on_predict_start(self) -> None:
+        """Warn if no trained weights are loaded."""
         if not self.editor.trained and self.trainer.global_step == 0:
             logger.warning(
-                "nothing that was trained is loaded, the edits will be noise or the photo; pass --ckpt_path, or a "
+                "no trained weights are loaded, so edits will be noise or the unchanged photo; pass --ckpt_path, or a "
                 "saved editor as --model.editor.model"
             )

@@ -1,4 +1,4 @@
-"""AdamW with warm-up: the optimiser of every editor and prior."""
+"""AdamW with warm-up, shared by the training of editors and priors."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ OptimizerName = Literal["adamw", "adamw_8bit"]
 
 
 def check_last_validation(trainer: L.Trainer) -> None:
-    """For modules that write what they train after each validation.
+    """Check that training ends with a validation, for modules that save their network after each one.
 
     Raises:
-        InputError: `max_steps` is no multiple of `val_check_interval`, so that its last steps would never be written.
+        InputError: `max_steps` is not a multiple of `val_check_interval`; the last steps would not be saved.
     """
     steps, every = trainer.max_steps, trainer.val_check_interval
     if steps > 0 and isinstance(every, int) and trainer.check_val_every_n_epoch is None and steps % every:
         raise InputError(
-            f"training is written after each validation, but trainer.max_steps {steps} is no multiple of "
-            f"trainer.val_check_interval {every}; make it {steps - steps % every or every}"
+            f"the network is saved after each validation, but trainer.max_steps {steps} is not a multiple of "
+            f"trainer.val_check_interval {every}; set it to {steps - steps % every or every}"
         )
 
 
 def adamw_8bit() -> Callable[..., Optimizer]:
-    """The class of bitsandbytes.
+    """Return the class `bitsandbytes.optim.AdamW8bit`.
 
     Raises:
-        InputError: it is not installed.
+        InputError: bitsandbytes is not installed.
     """
     try:
         from bitsandbytes.optim import AdamW8bit
@@ -51,16 +51,16 @@ def adamw_8bit() -> Callable[..., Optimizer]:
 
 
 class AdamWModule(L.LightningModule):
-    """What the trainings of an editor's parts share: AdamW over the weights that train, its schedule, its clipping.
+    """Base of modules that train an editor or parts of it: AdamW over trainable weights, schedule, gradient clipping.
 
     Args:
-        editor: whose weights that require a gradient train.
-        learning_rate: after warm-up.
-        betas, weight_decay: of AdamW.
-        warmup: optimiser steps of linear warm-up.
-        schedule: "constant" (paper) or "cosine" to zero over the whole fit.
-        optimizer: "adamw", or "adamw_8bit", whose moments take a byte instead of four (Dettmers et al. 2021, arXiv
-            2110.02861), through bitsandbytes.
+        editor: the network; its weights with `requires_grad` are trained.
+        learning_rate: peak learning rate, reached after warm-up.
+        betas, weight_decay: settings of AdamW.
+        warmup: number of optimiser steps of linear warm-up.
+        schedule: "constant" (the paper's), or "cosine" to zero over the whole fit.
+        optimizer: "adamw", or "adamw_8bit" of bitsandbytes, which stores moments in one byte instead of four
+            (Dettmers et al. 2021, arXiv 2110.02861).
     """
 
     def __init__(
@@ -78,9 +78,11 @@ class AdamWModule(L.LightningModule):
         self.warmup, self.schedule, self.optimizer = warmup, schedule, optimizer
 
     def setup(self, stage: str) -> None:
-        """Raises InputError: an unknown schedule, one without an end, or a size that does not fit the network.
+        """Check the settings; warn if the precision loses small updates.
 
-        Warns of a precision in which small steps are lost.
+        Raises:
+            InputError: the schedule or optimizer is unknown, schedule "cosine" has no last step, or the network does
+                not accept the size of the data.
         """
         if self.schedule not in get_args(Schedule):
             raise InputError(f"schedule must be constant or cosine, got {self.schedule!r}")
@@ -90,8 +92,8 @@ class AdamWModule(L.LightningModule):
             raise InputError(f"optimizer must be {' or '.join(get_args(OptimizerName))}, got {self.optimizer!r}")
         if stage == "fit" and str(self.trainer.precision) in ("bf16-true", "16-true"):
             logger.warning(
-                "%s also keeps the weights that train in 16 bits, where steps below a few thousandths of a weight are "
-                "lost; with bf16-mixed they are float32, and what is frozen takes as little memory",
+                "%s also stores trainable weights in 16 bits, so updates below a few thousandths of a weight are lost; "
+                "bf16-mixed stores them in float32, and frozen weights in 16 bits",
                 self.trainer.precision,
             )
         size = getattr(getattr(self.trainer, "datamodule", None), "size", None)
@@ -101,7 +103,10 @@ class AdamWModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """As Lightning does, but also for a fused optimiser under bf16-mixed: only scaled gradients forbid it."""
+        """Clip as Lightning does, and also for a fused optimiser under bf16-mixed.
+
+        Lightning refuses that for every mixed precision, but only scaled gradients (16-mixed) rule it out.
+        """
         plugin = self.trainer.precision_plugin
         if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)
@@ -110,22 +115,23 @@ class AdamWModule(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimiser of the trainable weights and its schedule, which advances every step."""
         trainable = [p for p in self.editor.parameters() if p.requires_grad]
         options: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
         optimizer: Optimizer
         if self.optimizer == "adamw_8bit":
             optimizer = adamw_8bit()(trainable, **options)
         else:
-            fused = self.trainer.precision != "16-mixed"  # a fused step cannot be clipped where gradients are scaled
+            fused = self.trainer.precision != "16-mixed"  # a fused step unscales gradients itself, too late to clip
             optimizer = torch.optim.AdamW(trainable, **options, fused=fused)
         total = self.trainer.estimated_stepping_batches
 
         def factor(step: int) -> float:
-            warm = min(1.0, (step + 1) / (self.warmup + 1))
+            warmed_up = min(1.0, (step + 1) / (self.warmup + 1))
             if self.schedule == "constant":
-                return warm
+                return warmed_up
             done = max(0.0, (step - self.warmup) / max(1.0, total - self.warmup))
-            return warm * (1 + math.cos(done * math.pi)) / 2
+            return warmed_up * (1 + math.cos(done * math.pi)) / 2
 
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}

@@ -1,4 +1,4 @@
-"""Training of an image-to-video prior from scratch. SVD comes trained; the tiny build needs its own."""
+"""Train an image-to-video prior from scratch. SVD is already trained; the tiny build needs this."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from fp_lightning.pairs.flow.dis import dis_flow
 from fp_lightning.training.optimiser import AdamWModule, OptimizerName, Schedule, check_last_validation
 from fp_lightning.types import ClipBatch, length, to_uint8
 
-CLIP_FPS = 7  # of two frames: what editors are told, see `fp_lightning.model.svd.prior.FPS_ID`
-MOTION_WIDTH, MOTION_MOST = 512, 255  # a motion bucket is the greatest displacement in px at 512 px width, at most 255
-SEEN_SIDE = 256  # px at which optical flow looks at what was generated
+CLIP_FPS = 7  # of a clip of two frames, the value that editors use: see `fp_lightning.model.svd.prior.FPS_ID`
+MOTION_WIDTH, MOTION_MAX = 512, 255  # a motion bucket is the largest displacement in px at 512 px width, at most 255
+FLOW_WIDTH = 256  # px to which generated clips are resized for optical flow
 
 
 class VideoPriorModule(AdamWModule):
-    """Fits a U-Net of SVD's class to clips: image-to-video diffusion, as SVD is trained, at one size.
+    """Trains a U-Net of SVD's class on clips of one size: image-to-video diffusion, as SVD was trained.
 
-    The first frame's latents and embedding are given. Micro-conditioning is (fps − 1, motion bucket, noise level): a
-    clip has 7 frames a second for every frame after the first, so that two frames have what editors are told, and
-    the motion bucket is the greatest displacement in px at 512 px width.
+    The network is conditioned on the latents and the embedding of the first frame. Micro-conditioning is
+    (fps − 1, motion bucket, noise level). A clip of n frames has 7 (n − 1) frames per second, so that two frames have
+    the same value as in an editor. The motion bucket is the largest displacement in px at 512 px width.
 
-    After each validation the U-Net is written to `out`, in half precision and diffusers' format.
+    After each validation the U-Net is saved to `out`, in half precision and diffusers' format.
 
     Args:
-        editor: parts and noise levels; with attention "temporal", which is SVD's own network.
+        editor: supplies the networks and noise levels. Its attention must be "temporal", that of SVD.
         learning_rate, betas, weight_decay, warmup, schedule, optimizer: see `AdamWModule`.
-        guidance_scale, num_inference_steps: of the clips that validation generates.
-        generated: clips of each length that validation generates; their scores are the main process's alone,
-            since ranks may see other lengths.
-        seed: of all noise.
+        guidance_scale, num_inference_steps: settings of the clips that validation generates.
+        generated: number of clips of each length that validation generates. Only the main process scores them,
+            because the lengths differ between ranks.
+        seed: seed of all noise.
         out: folder for the U-Net.
 
     Raises:
@@ -68,13 +68,13 @@ class VideoPriorModule(AdamWModule):
         super().__init__(editor, learning_rate, betas, weight_decay, warmup, schedule, optimizer)
         attention = self.svd.unet.config.attention
         if attention != "temporal":
-            raise InputError(f"a prior has SVD's attention, got {attention}; set it to temporal")
-        self.svd.vae.encoder.to(memory_format=torch.channels_last)  # on a CPU 1.6 times as fast
+            raise InputError(f"a prior needs attention temporal, got {attention}; set it to temporal")
+        self.svd.vae.encoder.to(memory_format=torch.channels_last)  # 1.6 times as fast on a CPU
         for unused in editor.control_encoder.parameters():
             unused.requires_grad_(False)
         self.seed, self.out = seed, out
         self.guidance_scale, self.num_inference_steps, self.generated = guidance_scale, num_inference_steps, generated
-        self._counts: dict[int, int] = {}  # generated in this validation, by length
+        self._counts: dict[int, int] = {}  # clips generated in this validation, by number of frames
 
     @property
     def svd(self) -> SVDPrior:
@@ -82,16 +82,18 @@ class VideoPriorModule(AdamWModule):
         return svd_prior(self.editor.prior)
 
     def setup(self, stage: str) -> None:
+        """See `AdamWModule.setup` and `check_last_validation`."""
         super().setup(stage)
         check_last_validation(self.trainer)
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        """Log and return the loss, a scalar."""
         loss = self.loss(batch, seeded_generators(batch.name, self.seed, "train", self.current_epoch))
         self.log("train/total", loss.detach(), batch_size=len(batch), prog_bar=True)
         return loss
 
     def loss(self, batch: ClipBatch, generators: edm.Generators) -> Tensor:
-        """The diffusion loss (Eq. 1 in EDM form) over all frames of the clips."""
+        """Return the diffusion loss (Eq. 1, in EDM form), the mean over all frames of the clips."""
         editor = self.editor
         levels = partial(edm.log_normal, (), editor.augmentation_mean, editor.augmentation_std)
         level = edm.drawn(levels, generators)
@@ -101,25 +103,26 @@ class VideoPriorModule(AdamWModule):
         return editor.denoising_error(latents, condition, generators)[0].mean()
 
     def condition(self, first: Tensor, motion: Tensor, frames: int, noise: Tensor, level: Tensor) -> Condition:
-        """What the network is told of clips.
+        """Return the conditioning of clips.
 
         Args:
-            first: [b, 3, h, w] in [-1, 1].
-            motion: [b] greatest displacement from the first frame to the last, in image widths.
-            frames: of each clip.
-            noise, level: [b, 3, h, w] and [b], added to the first frame as SVD does.
+            first: first frames [b, 3, h, w] in [-1, 1].
+            motion: largest displacements [b] from the first frame to the last, in image widths.
+            frames: number of frames per clip.
+            noise: standard normal noise [b, 3, h, w].
+            level: noise levels [b]; level · noise is added to the first frame (SVD's noise augmentation).
         """
         count, device = len(first), first.device
         noise, level = noise.to(device), level.to(device)
         fps = torch.full((count,), CLIP_FPS * (frames - 1) - 1.0, device=device)
-        bucket = (motion * MOTION_WIDTH).clamp(max=MOTION_MOST)
-        nothing = torch.zeros(count, dtype=torch.bool, device=device)
+        bucket = (motion * MOTION_WIDTH).clamp(max=MOTION_MAX)
+        no_control = torch.zeros(count, dtype=torch.bool, device=device)
         return Condition(
             embedding=self.editor.prior.embed(first),
             image_latents=self._encode(first + level[:, None, None, None] * noise),
             added_time_ids=torch.stack([fps, bucket, level], 1),
             control=None,
-            control_valid=nothing,
+            control_valid=no_control,
             control_scale=torch.ones(count, device=device),
             points=None,
             points_valid=None,
@@ -127,16 +130,21 @@ class VideoPriorModule(AdamWModule):
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
-        """As `FramePainter.encode`, in the precision of the training: half of a step would go into the VAE otherwise.
+        """Encode images [n, 3, h, w] in [-1, 1] like `FramePainter.encode`, but in the training precision.
 
-        In bfloat16 the tiny build's latents are off by 0.4 % of their standard deviation, a quarter of what the noise
-        on the first frame does to them.
+        In float32 the VAE would take half of a step. In bfloat16 the tiny build's latents are off by 0.4 % of their
+        standard deviation, a quarter of the effect of noise augmentation.
         """
         return self.svd.vae.encode(images).latent_dist.mode().float()
 
     @torch.no_grad()
     def generate(self, first: Tensor, motion: Tensor, frames: int, generator: torch.Generator) -> Tensor:
-        """Clips [b, frames, 3, h, w] in [-1, 1] that begin with the images `first`; see `condition`."""
+        """Return clips [b, frames, 3, h, w] in [-1, 1] that begin with the images `first`.
+
+        Args:
+            first, motion, frames: see `condition`.
+            generator: source of all noise, on the CPU.
+        """
         editor, (height, width) = self.editor, first.shape[-2:]
         noise = torch.randn(first.shape, generator=generator)
         level = torch.full((len(first),), editor.prior.noise_augmentation)
@@ -152,26 +160,27 @@ class VideoPriorModule(AdamWModule):
         return editor.decode(latents)
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
+        """Log the loss; on the main process also generate clips and score their first frame (dB) and motion (px)."""
         frames = batch.frames.shape[1]
         loss = self.loss(batch, seeded_generators(batch.name, self.seed, "val"))
         self.log("val/total", loss, batch_size=len(batch), sync_dist=True)
-        wanted = min(len(batch), self.generated - self._counts.get(frames, 0))
-        if wanted <= 0 or not self.trainer.is_global_zero:
+        count = min(len(batch), self.generated - self._counts.get(frames, 0))
+        if count <= 0 or not self.trainer.is_global_zero:
             return
-        self._counts[frames] = self._counts.get(frames, 0) + wanted
-        given, motion = batch.frames[:wanted], batch.motion[:wanted]
-        clips = self.generate(given[:, 0], motion, frames, seeded_generator(self.seed, "clips", *batch.name))
+        self._counts[frames] = self._counts.get(frames, 0) + count
+        real, motion = batch.frames[:count], batch.motion[:count]
+        clips = self.generate(real[:, 0], motion, frames, seeded_generator(self.seed, "clips", *batch.name))
         scores = {
-            "first_frame_psnr": _psnr(clips[:, 0], given[:, 0]),
-            "first_frame_psnr_vae": _psnr(self._reconstructed(given)[:, 0], given[:, 0]),
-            "motion": seen_motion(clips),
-            "motion_true": seen_motion(given),
+            "first_frame_psnr": _psnr(clips[:, 0], real[:, 0]),
+            "first_frame_psnr_vae": _psnr(self._reconstruct(real)[:, 0], real[:, 0]),
+            "motion": measure_motion(clips),
+            "motion_true": measure_motion(real),
         }
         for name, values in scores.items():
-            self.log(f"val/{frames}_frames/{name}", values.mean(), batch_size=wanted, rank_zero_only=True)
+            self.log(f"val/{frames}_frames/{name}", values.mean(), batch_size=count, rank_zero_only=True)
 
-    def _reconstructed(self, clips: Tensor) -> Tensor:
-        """What the VAE alone returns of clips [b, f, 3, h, w]: the best that any first frame can be."""
+    def _reconstruct(self, clips: Tensor) -> Tensor:
+        """Encode and decode clips [b, f, 3, h, w]: the upper bound for the PSNR of generated first frames."""
         latents = self.editor.encode(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
         return self.editor.decode(latents * self.svd.scaling_factor)
 
@@ -184,28 +193,33 @@ class VideoPriorModule(AdamWModule):
 
 
 def plain_unet(unet: FramePainterUNet) -> UNetSpatioTemporalConditionModel:
-    """A copy of a network with SVD's attention as diffusers' own class."""
-    own = {k: v for k, v in unet.config.items() if k not in ("attention", "match_queries") and not k.startswith("_")}
-    plain = UNetSpatioTemporalConditionModel.from_config(own)
+    """Copy a network with attention "temporal" into diffusers' class for SVD."""
+    config = {k: v for k, v in unet.config.items() if k not in ("attention", "match_queries") and not k.startswith("_")}
+    plain = UNetSpatioTemporalConditionModel.from_config(config)
     plain.load_state_dict(unet.state_dict())
     return plain
 
 
-def seen_motion(clips: Tensor) -> Tensor:
-    """The greatest motion from first to last frame of clips [b, f, 3, h, w] as DIS sees it, [b] in px at 512 px width.
+def measure_motion(clips: Tensor) -> Tensor:
+    """Measure the motion from the first to the last frame of clips with optical flow (DIS).
 
-    It is the 99th percentile of the flow, with the frames brought to 256 px; of frames that do not fit each other
-    the flow means little.
+    The frames are resized to a width of 256 px. If they do not show the same scene, the flow means little.
+
+    Args:
+        clips: [b, f, 3, h, w] in [-1, 1].
+
+    Returns:
+        [b], 99th percentile of the flow's length, in px at 512 px width.
     """
     height, width = clips.shape[-2:]
-    size = (round(SEEN_SIDE * height / width), SEEN_SIDE)
+    size = (round(FLOW_WIDTH * height / width), FLOW_WIDTH)
     ends = F.interpolate(clips[:, [0, -1]].flatten(0, 1), size, mode="bicubic", align_corners=False)
     images = [np.ascontiguousarray(image) for image in to_uint8(ends).permute(0, 2, 3, 1).cpu().numpy()]
     flow = dis_flow(images[::2], images[1::2])
     lengths = torch.stack([length(one).flatten().quantile(0.99) for one in flow])
-    return lengths * (MOTION_WIDTH / SEEN_SIDE)
+    return lengths * (MOTION_WIDTH / FLOW_WIDTH)
 
 
 def _psnr(images: Tensor, truth: Tensor) -> Tensor:
-    """[b] in dB, of images in [-1, 1]."""
+    """Return the PSNR [b] in dB of images [b, 3, h, w] in [-1, 1]."""
     return -10 * torch.log10((images - truth).square().flatten(1).mean(1) / 4)

@@ -1,4 +1,4 @@
-"""What a run was made of, beside its configuration: enough to make it again."""
+"""The provenance of a run: with its configuration, enough to reproduce it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PACKAGES = ("fp_lightning", "torch", "lightning", "diffusers", "transformers", "
 
 
 def provenance(pairs: str | None) -> dict[str, Any]:
-    """The command, versions, the state of the code, and the hash of the list of pairs.
+    """Return the command, versions of Python and packages, the code's commit, and the SHA-256 of the pairs' manifest.
 
     Args:
-        pairs: folder of the data, if there is one. Of pairs in object storage no hash is taken.
+        pairs: folder of the pairs, or None. Pairs in object storage have no hash.
     """
     return {
         "command": sys.argv[1:],
@@ -39,15 +39,15 @@ def _version(name: str) -> str | None:
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
-    """The commit of the code, and whether it was changed since; None where it is no work tree of its own."""
+    """Return the code's commit and whether tracked files differ from it; None if git does not track the code."""
 
-    def ask(*words: str) -> str:
+    def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        ask("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy can lie in somebody else's
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "-uno"))}
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may be inside another work tree
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
         return None
 

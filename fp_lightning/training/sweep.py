@@ -1,4 +1,4 @@
-"""Sweeps: recipes × seeds, each run by the same commands that a user would type, resumed, and put into one table."""
+"""Run sweeps of recipes × seeds with the command line, resume them, and collect their metrics in one table."""
 
 from __future__ import annotations
 
@@ -21,43 +21,44 @@ from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic
 from fp_lightning.training.recipe_files import recipe_path
 
-BASE = "base"  # the arm without a recipe of its own
+BASE = "base"  # the arm that adds no recipe
 RESULTS = "results.csv"
-Row = dict[str, Any]  # arm, seed and every number of the run's metrics.json
+Row = dict[str, Any]  # arm, seed, and every number in the run's metrics.json
 
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed: `fit`, then `test`, in a folder of its own."""
+    """One arm with one seed: `fit`, then `test`, in its own folder."""
 
     arm: str
     seed: int
     folder: Path
-    words: tuple[str, ...]  # of both commands
+    words: tuple[str, ...]  # command-line options of both commands
 
     @property
     def metrics(self) -> Path:
+        """Path of the run's metrics.json."""
         return self.folder / "metrics.json"
 
     def finished(self) -> bool:
-        """Whether it has been run.
+        """Return whether the run has metrics.
 
         Raises:
-            InputError: its folder was made with other settings.
+            InputError: the folder holds a run with different settings.
         """
-        described = self.folder / "sweep.json"
-        if described.is_file() and json.loads(described.read_text()) != list(self.words):
-            raise InputError(f"{self.folder} holds a run with other settings; choose another --out or delete it")
+        settings = self.folder / "sweep.json"
+        if settings.is_file() and json.loads(settings.read_text()) != list(self.words):
+            raise InputError(f"{self.folder} holds a run with different settings; choose another --out or delete it")
         return self.metrics.is_file()
 
     def execute(self, threads: int | None = None) -> None:
-        """Runs what is left of it; what it prints goes to `run.log` in its folder.
+        """Run the commands that are left, resuming from the last checkpoint; append their output to `run.log`.
 
         Args:
-            threads: of each process; None leaves that to OMP_NUM_THREADS.
+            threads: threads per process; None keeps OMP_NUM_THREADS.
 
         Raises:
-            InputError: a command failed; names the log.
+            InputError: a command failed. The message names the log.
         """
         if self.finished():
             return
@@ -70,52 +71,58 @@ class Run:
                 command = [sys.executable, "-m", "fp_lightning", *words]
                 if subprocess.run(command, stdout=log, stderr=log, env=environment).returncode:
                     raise InputError(
-                        f"{words[0]} of {self.arm} with seed {self.seed} failed; {self.folder / 'run.log'} says why"
+                        f"{words[0]} of {self.arm} with seed {self.seed} failed; see {self.folder / 'run.log'}"
                     )
 
 
 def plan(
     arms: Sequence[str], seeds: Sequence[int], out: str | Path, base: Sequence[str], options: Sequence[str] = ()
 ) -> list[Run]:
-    """All runs, seed by seed, so that an interrupted sweep has whole comparisons.
+    """Return all runs, ordered by seed, so that an interrupted sweep has complete comparisons.
 
     Args:
         arms: recipes that each state one difference from the base, or "base" for the base itself.
-        seeds: of weights that are not loaded, of noise and of the order of samples.
+        seeds: seeds of weights that are not loaded, of noise, and of the order of samples.
         out: folder for the runs, `<out>/<arm>/seed-<n>`.
         base: recipes that all arms share, stacked in this order.
-        options: further command-line words of all runs.
+        options: further command-line options of all runs.
 
     Raises:
-        InputError: a recipe does not exist, or an arm or a seed comes twice.
+        InputError: a recipe does not exist, there are no arms or seeds, or one is listed twice.
     """
     paths = {Path(arm).name.removesuffix(".yaml"): arm for arm in arms}
     if len(paths) < len(arms) or len(set(seeds)) < len(seeds) or not arms or not seeds:
-        raise InputError(f"a sweep needs arms and seeds, each once, got {', '.join(arms)} and {list(seeds)}")
+        raise InputError(
+            f"a sweep needs at least one arm and one seed, none twice, got {', '.join(arms)} and {list(seeds)}"
+        )
     stacked = [word for recipe in base for word in ("--config", recipe_path(recipe))]
     runs = []
     for seed in seeds:
         for name, arm in paths.items():
             folder = Path(out) / name / f"seed-{seed}"
-            own = [] if arm == BASE else ["--config", recipe_path(arm)]
+            difference = [] if arm == BASE else ["--config", recipe_path(arm)]
             seeded = ["--seed_everything", seed, "--model.seed", seed, "--model.editor.seed", seed, "--data.seed", seed]
-            words = [*stacked, *own, *options, *seeded, "--trainer.default_root_dir", folder]
+            words = [*stacked, *difference, *options, *seeded, "--trainer.default_root_dir", folder]
             runs.append(Run(name, seed, folder, tuple(map(str, words))))
     return runs
 
 
 def sweep(runs: Sequence[Run], jobs: int = 1, engine: Literal["local", "ray"] = "local") -> list[Row]:
-    """Runs what is not finished, `jobs` at a time, and returns all rows; `results.csv` has every run of the folder.
+    """Execute unfinished runs and return the rows of all `runs`.
+
+    `results.csv` in the sweep's folder gets a row for every run in that folder, also of earlier sweeps.
 
     Args:
-        engine: "local" shares this machine's cores among the jobs; "ray" hands the runs to Ray Tune, on this machine
-            or the cluster that RAY_ADDRESS names, which shares the folder.
+        runs: see `plan`.
+        jobs: number of runs at a time.
+        engine: "local" divides this machine's cores among the jobs. "ray" uses Ray Tune, on this machine or on the
+            cluster at RAY_ADDRESS; all nodes need access to the folder.
 
     Raises:
-        InputError: a run failed, after the others are through.
+        InputError: a run failed; raised after all others have ended.
     """
-    left = [run for run in runs if not run.finished()]
-    failures = list({"local": _local, "ray": _ray}[engine](left, jobs)) if left else []
+    unfinished = [run for run in runs if not run.finished()]
+    failures = list({"local": _local, "ray": _ray}[engine](unfinished, jobs)) if unfinished else []
     rows = collect(runs)
     if runs:
         out = runs[0].folder.parent.parent
@@ -126,6 +133,7 @@ def sweep(runs: Sequence[Run], jobs: int = 1, engine: Literal["local", "ray"] = 
 
 
 def _local(runs: Sequence[Run], jobs: int) -> Iterator[str]:
+    """Execute runs on this machine, `jobs` at a time; yield the message of each failure."""
     from rich.progress import track
 
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
@@ -139,24 +147,25 @@ def _local(runs: Sequence[Run], jobs: int) -> Iterator[str]:
 
 
 def _ray(runs: Sequence[Run], jobs: int) -> Iterator[str]:
-    """Every run is a trial of Ray Tune."""
+    """Execute each run as a trial of Ray Tune; yield the message of each failure."""
     try:
         from ray import tune
     except ImportError as error:
         raise InputError("--engine ray needs Ray Tune; pip install 'fp-lightning[ray]'") from error
 
-    where = Path.cwd()
+    working_directory = Path.cwd()
 
     def trial(config: dict[str, int]) -> None:
-        os.chdir(where)
+        os.chdir(working_directory)
         runs[config["run"]].execute()
         tune.report({"done": 1})
 
+    storage = working_directory / runs[0].folder.parent.parent / "ray"
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": 1}),
         param_space={"run": tune.grid_search(list(range(len(runs))))},
         tune_config=tune.TuneConfig(max_concurrent_trials=jobs),
-        run_config=tune.RunConfig(storage_path=str((where / runs[0].folder.parent.parent / "ray").absolute())),
+        run_config=tune.RunConfig(storage_path=str(storage.absolute())),
     )
     results = tuner.fit()
     for result in (results[index] for index in range(len(results))):
@@ -165,16 +174,16 @@ def _ray(runs: Sequence[Run], jobs: int) -> Iterator[str]:
 
 
 def found(out: str | Path) -> list[Run]:
-    """All runs in a sweep's folder, also those of earlier sweeps."""
+    """Return all runs in a sweep's folder, also those of earlier sweeps."""
     runs = []
-    for described in sorted(Path(out).glob("*/seed-*/sweep.json")):
-        folder, words = described.parent, json.loads(described.read_text())
+    for settings in sorted(Path(out).glob("*/seed-*/sweep.json")):
+        folder, words = settings.parent, json.loads(settings.read_text())
         runs.append(Run(folder.parent.name, int(folder.name.removeprefix("seed-")), folder, tuple(words)))
     return runs
 
 
 def collect(runs: Iterable[Run]) -> list[Row]:
-    """The numbers of every finished run."""
+    """Return a row for every finished run; nested metrics get dotted names, other values than numbers are left out."""
     return [
         {"arm": run.arm, "seed": run.seed, **dict(_numbers(json.loads(run.metrics.read_text())))}
         for run in runs
@@ -191,7 +200,7 @@ def _numbers(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """A table with a column for every number that any row has."""
+    """Return a CSV table with a column for every metric of any row; missing values are empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="")
@@ -208,28 +217,28 @@ class Summary:
     seeds: int
     mean: float
     interval: tuple[float, float]  # 95 % of the mean, Student's t over seeds
-    difference: float | None = None  # mean of arm − reference, seed by seed
+    difference: float | None = None  # mean over common seeds of arm − reference
     difference_interval: tuple[float, float] | None = None
 
 
 def summarise(rows: Sequence[Row], metric: str, reference: str = BASE) -> list[Summary]:
-    """The mean of a metric by arm, and how far it is from the reference arm's with the same seeds.
+    """Return each arm's mean of a metric, and the paired difference from the reference arm over common seeds.
 
-    An interval of one seed is infinite.
+    The interval of a single seed is infinite.
 
     Raises:
         InputError: no row has the metric.
     """
-    found: dict[str, dict[int, float]] = {}
+    by_arm: dict[str, dict[int, float]] = {}
     for row in rows:
         if metric in row:
-            found.setdefault(row["arm"], {})[row["seed"]] = row[metric]
-    if not found:
-        raise InputError(f"no run has the metric {metric}; {RESULTS} names those that there are")
+            by_arm.setdefault(row["arm"], {})[row["seed"]] = row[metric]
+    if not by_arm:
+        raise InputError(f"no run has the metric {metric}; {RESULTS} lists the available ones")
     summaries = []
-    for arm, values in found.items():
+    for arm, values in by_arm.items():
         mean, interval = _mean(list(values.values()))
-        other = found.get(reference, {})
+        other = by_arm.get(reference, {})
         pairs = [values[seed] - other[seed] for seed in values if seed in other]
         if arm == reference or not pairs:
             summaries.append(Summary(arm, len(values), mean, interval))
@@ -239,6 +248,7 @@ def summarise(rows: Sequence[Row], metric: str, reference: str = BASE) -> list[S
 
 
 def _mean(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Return the mean and its 95 % interval by Student's t."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, (float("-inf"), float("inf"))
@@ -247,7 +257,10 @@ def _mean(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
 
 
 def markdown(rows: Sequence[Row], metrics: Sequence[str], reference: str = BASE) -> str:
-    """A table of arms: every metric's mean ± half its interval, and the difference from the reference."""
+    """Return a Markdown table of arms: mean ± half the 95 % interval of each metric, and difference from the reference.
+
+    A difference is bold if its interval excludes zero.
+    """
     columns = {metric: {s.arm: s for s in summarise(rows, metric, reference)} for metric in metrics}
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     lines = ["| arm | seeds | " + " | ".join(f"{m} | − {reference}" for m in metrics) + " |"]
@@ -255,12 +268,14 @@ def markdown(rows: Sequence[Row], metrics: Sequence[str], reference: str = BASE)
     for arm in arms:
         cells = [arm, str(sum(row["arm"] == arm for row in rows))]
         for summary in (columns[metric].get(arm) for metric in metrics):
-            cells += ["–", "–"] if summary is None else [_pm(summary.mean, summary.interval), _difference(summary)]
+            cells += (
+                ["–", "–"] if summary is None else [_plus_minus(summary.mean, summary.interval), _difference(summary)]
+            )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _pm(mean: float, interval: tuple[float, float]) -> str:
+def _plus_minus(mean: float, interval: tuple[float, float]) -> str:
     return f"{mean:.3f} ± {interval[1] - mean:.3f}"
 
 
@@ -268,5 +283,5 @@ def _difference(summary: Summary) -> str:
     if summary.difference is None or summary.difference_interval is None:
         return ""
     low, high = summary.difference_interval
-    clear = "**" if low > 0 or high < 0 else ""
-    return f"{clear}{summary.difference:+.3f}{clear} ± {high - summary.difference:.3f}"
+    bold = "**" if low > 0 or high < 0 else ""
+    return f"{bold}{summary.difference:+.3f}{bold} ± {high - summary.difference:.3f}"

@@ -1,4 +1,4 @@
-"""Folders in diffusers' format: their settings, their networks without memory, their weights unread."""
+"""Read folders in diffusers' format: settings, networks on the meta device, weights on demand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fp_lightning.model.svd.unet import FramePainterUNet
 from fp_lightning.weights.tensorfiles import StoredTensor, open_weights
 
 PIPELINE = "FramePainterPipeline"  # class name in model_index.json
-STEMS = {  # of each part's weight file
+STEMS = {  # file name of each part's weights, without suffix
     "unet": "diffusion_pytorch_model",
     "control_encoder": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -29,29 +29,29 @@ STEMS = {  # of each part's weight file
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises InputError when the file is missing or no JSON."""
+    """Read a JSON file; raise InputError if it is missing or invalid."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} is not readable JSON ({reason}); the folder is not complete") from error
+        raise InputError(f"{path} is not readable JSON ({reason}); the folder is incomplete") from error
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The settings of a FramePainter pipeline.
+    """Return the settings of a FramePainter pipeline, the content of its model_index.json.
 
     Raises:
-        InputError: the folder is none.
+        InputError: the folder is not a FramePainter pipeline.
     """
     if not (folder / "model_index.json").is_file():
         raise InputError(
-            f"{folder} is no pipeline folder, it has no model_index.json; `fp-lightning convert` writes one from the "
+            f"{folder} is not a pipeline folder: it has no model_index.json; `fp-lightning convert` makes one from the "
             "released files or from a checkpoint"
         )
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") != PIPELINE:
         raise InputError(
-            f"{folder} is a {index.get('_class_name')}, not a {PIPELINE}; `fp-lightning convert` writes one"
+            f"{folder} is a {index.get('_class_name')}, not a {PIPELINE}; `fp-lightning convert` makes one"
         )
     return index
 
@@ -69,11 +69,13 @@ def write_index(folder: Path, parts: Mapping[str, Any], settings: Mapping[str, A
 
 
 def empty_networks(folder: Path, attention: Mapping[str, Any] | None = None) -> dict[str, nn.Module]:
-    """The networks that the folder's configurations describe, on the meta device.
+    """Build the networks of a folder on the meta device, by name of part.
+
+    A folder without a control encoder gets one with the released architecture.
 
     Args:
-        attention: replaces these fields of the U-Net's configuration. A folder without control encoder gets the
-            released one's architecture.
+        folder: folder in diffusers' format.
+        attention: fields that override the U-Net's configuration.
 
     Raises:
         InputError: a configuration is missing or unreadable.
@@ -91,7 +93,7 @@ def empty_networks(folder: Path, attention: Mapping[str, Any] | None = None) -> 
 
 
 def open_part(folder: Path, part: str, variant: str | None = None) -> dict[str, StoredTensor]:
-    """A part's tensors by name, unread; raises InputError as `open_weights` does."""
+    """Return the tensors of a part by name, to be read on demand; see `open_weights` for errors."""
     weights = open_weights(folder / part, STEMS[part], variant)
-    weights.pop("vision_model.embeddings.position_ids", None)  # a counter in older files of CLIP
+    weights.pop("vision_model.embeddings.position_ids", None)  # older CLIP files store this index
     return weights

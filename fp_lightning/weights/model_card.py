@@ -1,4 +1,4 @@
-"""The model card that goes with a saved pipeline."""
+"""The model card of a saved pipeline."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ tags:
 
 # {title}
 
-An interactive image editor: a photo and {drawn} → the edited photo. It is a FramePainter
+An interactive image editor: it edits a photo according to {drawn}. The model is a FramePainter
 ([paper](https://arxiv.org/abs/2501.08225)): Stable Video Diffusion with a control encoder and {attention} attention.
-If its weights come from Stable Video Diffusion, the licence of those applies to these.
+If the weights derive from Stable Video Diffusion, its licence applies to them.
 
 ```python
 import torch
@@ -43,20 +43,20 @@ _DRAWN = {"sketch": "a sketch", "coarse": "a coarse cut-and-paste", "points": "d
 
 
 def model_card(title: str, settings: Mapping[str, Any], signals: list[str] | None) -> str:
-    """Markdown with the metadata that hubs read.
+    """Return the model card as Markdown with the metadata that model hubs read.
 
     Args:
         title: hub id or folder name.
-        settings: shown as a table; "attention" is named in the text.
-        signals: what the editor was trained on; None if that is not known.
+        settings: settings of the pipeline, shown as a table; must have "attention".
+        signals: signals that the editor was trained on, or None if unknown.
     """
-    known = signals or list(_DRAWN)
+    listed = signals or list(_DRAWN)
     rows = {**settings, "trained on": ", ".join(signals) if signals else "not recorded"}
     return CARD.format(
         title=title,
-        drawn=" or ".join(_DRAWN[name] for name in known),
+        drawn=" or ".join(_DRAWN[name] for name in listed),
         attention=str(settings["attention"]).replace("_", "-"),
-        call=_CALLS[known[0]],
+        call=_CALLS[listed[0]],
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )
 

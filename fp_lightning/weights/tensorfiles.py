@@ -1,4 +1,4 @@
-"""Safetensors files read and written one tensor at a time; nothing is ever unpickled."""
+"""Read and write safetensors files one tensor at a time; pickles are never opened."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that is read when it is asked for."""
+    """A tensor that is read on demand."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -32,25 +32,28 @@ class StoredTensor:
 
 
 def open_tensors(path: str | Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file by name; only its header is read.
+    """Return the tensors of a safetensors file by name; only the header is read.
 
     Raises:
-        InputError: no such file, a pickle (which is not opened), or not a whole safetensors file.
+        InputError: the file does not exist, is a pickle (which is not opened), is not a complete safetensors file, or
+            has tensors of an unsupported type.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no file {path}; check its name")
     with path.open("rb") as handle:
         start = handle.read(9)
-    if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):  # a header begins at byte 8
-        raise InputError(f"{path} is a pickle, which could run code and is not opened; get the safetensors file")
+    if start[8:] != b"{" and (
+        start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"
+    ):  # a safetensors header begins at byte 8
+        raise InputError(f"{path} is a pickle, which could run code, so it is not opened; use the safetensors file")
     try:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             headers = {name: (tuple(item.get_shape()), DTYPES[item.get_dtype()]) for name, item in slices.items()}
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is not a whole safetensors file ({reason}); download or copy it again") from error
+        raise InputError(f"{path} is not a complete safetensors file ({reason}); download or copy it again") from error
     except KeyError as error:
         raise InputError(f"{path} has tensors of type {error}; they must be {', '.join(DTYPES)}") from error
 
@@ -65,10 +68,10 @@ def open_tensors(path: str | Path) -> dict[str, StoredTensor]:
 
 
 def open_weights(folder: str | Path, stem: str, variant: str | None = None) -> dict[str, StoredTensor]:
-    """The tensors of a model folder: `stem[.variant].safetensors`, or the shards that its index lists.
+    """Return the tensors of a model folder by name: `stem[.variant].safetensors`, or the shards listed in its index.
 
     Raises:
-        InputError: neither exists, or as in `open_tensors`.
+        InputError: neither file exists, or see `open_tensors`.
     """
     folder, suffix = Path(folder), f".{variant}" if variant else ""
     index = folder / f"{stem}.safetensors.index{suffix}.json"
@@ -81,49 +84,58 @@ def open_weights(folder: str | Path, stem: str, variant: str | None = None) -> d
     others = sorted(path.name for path in folder.glob(f"{stem}*"))
     raise InputError(
         f"no {single.name} in {folder}"
-        + (f" (there is {', '.join(others)}; --variant chooses)" if others else "; the folder is not complete")
+        + (f" (found {', '.join(others)}; select one with --variant)" if others else "; the folder is incomplete")
     )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None = None) -> None:
-    """Writes a safetensors file, one tensor in memory at a time, under its name only when it is whole.
+    """Write a safetensors file atomically, with one tensor in memory at a time.
 
     Args:
-        dtype: of the tensors with a floating point in the file; None keeps each one's own.
+        path: file to write.
+        tensors: tensors by name.
+        dtype: type of floating-point tensors in the file; None keeps theirs.
     """
-    kinds = {name: dtype if dtype and t.dtype.is_floating_point else t.dtype for name, t in tensors.items()}
-    order = sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))  # wide types first keeps all aligned
+    dtypes = {name: dtype if dtype and t.dtype.is_floating_point else t.dtype for name, t in tensors.items()}
+    order = sorted(
+        tensors, key=lambda name: (-dtypes[name].itemsize, name)
+    )  # wide types first, so that all are aligned
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
         begin, shape = end, tensors[name].shape
-        end += torch.Size(shape).numel() * kinds[name].itemsize
-        header[name] = {"dtype": _CODES[kinds[name]], "shape": list(shape), "data_offsets": [begin, end]}
+        end += torch.Size(shape).numel() * dtypes[name].itemsize
+        header[name] = {"dtype": _CODES[dtypes[name]], "shape": list(shape), "data_offsets": [begin, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with written_beside(path) as partial, partial.open("wb") as handle:
         handle.write(struct.pack("<Q", len(encoded)) + encoded)
         for name in order:
-            tensor = tensors[name].read().detach().to("cpu", kinds[name]).contiguous()
+            tensor = tensors[name].read().detach().to("cpu", dtypes[name]).contiguous()
             handle.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def check_weights(parts: Mapping[str, nn.Module], given: Mapping[str, Mapping[str, StoredTensor]], where: str) -> None:
-    """Holds stored weights against networks (of any device, meta too) by name and shape.
+def check_weights(parts: Mapping[str, nn.Module], stored: Mapping[str, Mapping[str, StoredTensor]], where: str) -> None:
+    """Compare the names and shapes of stored weights with those of networks.
+
+    Args:
+        parts: networks by name of part, on any device including meta.
+        stored: tensors by name of part.
+        where: what is checked, the subject of the error message.
 
     Raises:
-        InputError: they differ. Its first line says how many are missing, unexpected and misshapen and
-            names the first of each; `details` lists all.
+        WeightsError: they differ. The message counts missing, unexpected and misshapen tensors and names the first
+            of each kind; `details` lists all.
     """
     summary, details = [], []
     for part, network in parts.items():
-        wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-        found = {name: tensor.shape for name, tensor in given[part].items()}
-        both = wanted.keys() & found.keys()
+        expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        found = {name: tensor.shape for name, tensor in stored[part].items()}
+        both = expected.keys() & found.keys()
         kinds = {
-            "missing": [f"{name} {wanted[name]}" for name in sorted(wanted.keys() - found.keys())],
-            "unexpected": [f"{name} {found[name]}" for name in sorted(found.keys() - wanted.keys())],
-            "misshapen": [f"{n} {found[n]} instead of {wanted[n]}" for n in sorted(both) if found[n] != wanted[n]],
+            "missing": [f"{name} {expected[name]}" for name in sorted(expected.keys() - found.keys())],
+            "unexpected": [f"{name} {found[name]}" for name in sorted(found.keys() - expected.keys())],
+            "misshapen": [f"{n} {found[n]} instead of {expected[n]}" for n in sorted(both) if found[n] != expected[n]],
         }
         for kind, names in kinds.items():
             if names:
@@ -134,7 +146,7 @@ def check_weights(parts: Mapping[str, nn.Module], given: Mapping[str, Mapping[st
 
 
 class WeightsError(InputError):
-    """Stored weights that are not the network's; `details` has a line for every tensor."""
+    """Stored weights do not fit a network; `details` has a line for every differing tensor."""
 
     def __init__(self, message: str, details: list[str]) -> None:
         super().__init__(message)

@@ -284,7 +284,7 @@ def test_released_weights_edit_on_the_command_line(run, tiny_folder, tmp_path, c
     status, out, err = run("predict", *common, "--model.editor.model", tmp_path / "pipe", "--data.inputs", inputs)
     assert status == 0, err
     assert Image.open(tmp_path / "run" / "predictions" / "photo.png").size == (70, 50)
-    assert "nothing that was trained" not in caplog.text and "was saved with" not in caplog.text
+    assert "no trained weights" not in caplog.text and "was saved by" not in caplog.text
     status, out, err = run("convert", "pipeline", tmp_path / "pipe", tmp_path / "back")
     assert status == 0 and len(list((tmp_path / "back").iterdir())) == 2, err
 
@@ -293,7 +293,7 @@ def test_predict_without_anything_trained_says_so(run, tmp_path, caplog):
     Image.new("RGB", (70, 50), "grey").save(tmp_path / "photo.png")
     Image.new("L", (70, 50)).save(tmp_path / "photo.sketch.png")
     run("predict", *TINY, *SMALL, "--data.inputs", tmp_path, "--trainer.default_root_dir", tmp_path)
-    assert "nothing that was trained is loaded" in caplog.text
+    assert "no trained weights are loaded" in caplog.text
 
 
 def configuration(run, *arguments) -> dict:
@@ -440,8 +440,8 @@ def test_a_folder_that_holds_pairs_takes_no_scenes(run, pairs):
     ("arguments", "message"),
     [
         (["base", "ablations/none"], "no recipe or file ablations/none; the recipes are"),
-        (["base", "base"], "arms and seeds, each once"),
-        (["base", "--seeds", 1, 1], "arms and seeds, each once"),
+        (["base", "base"], "one arm and one seed, none twice"),
+        (["base", "--seeds", 1, 1], "one arm and one seed, none twice"),
         (["base", "--base", "nothing"], "no recipe or file nothing"),
         (["base", "--jobs", 0], "--jobs must be 1 or more, got 0"),
         (["base", "--set", "trainer.max_steps"], "--set takes NAME=VALUE, got trainer.max_steps"),
@@ -520,8 +520,11 @@ def stopped(tmp_path_factory):
         (["--data.seed=3"], "trained on other data; go on with that, or make an editor of it"),
         (["--data.batch_size=3"], "4 samples into an epoch, no multiple of 1 processes with data.batch_size 3"),
         (["--trainer.accumulate_grad_batches=4"], "2 batches into an epoch, no multiple of trainer.accumulate"),
-        (["--model.editor.trains=temporal"], "of another architecture: [0-9]+ unexpected .*use the recipe"),
-        (["--model.optimizer=adamw_8bit"], "has moments of adamw; go on with --model.optimizer adamw"),
+        (["--model.editor.trains=temporal"], "from a different architecture: [0-9]+ unexpected .*use the recipe"),
+        (
+            ["--model.optimizer=adamw_8bit"],
+            "holds the optimiser state of adamw, not of adamw_8bit; continue with --model.optimizer adamw",
+        ),
     ],
 )
 def test_what_cannot_go_on_is_one_line_and_leaves_the_checkpoint(run, stopped, tmp_path, words, message):

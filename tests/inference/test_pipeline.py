@@ -335,7 +335,7 @@ def change_unet(folder: Path, change) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "model_index.json").unlink(), "no pipeline folder, it has no model_index.json"),
+        (lambda f: (f / "model_index.json").unlink(), "not a pipeline folder: it has no model_index.json"),
         (lambda f: shutil.rmtree(f / "vae"), "vae/config.json is not readable JSON .No such file"),
         (lambda f: change_unet(f, lambda t: t.pop("conv_in.bias")), "1 missing in unet .first: conv_in.bias"),
         (lambda f: change_unet(f, lambda t: t.update(a=torch.ones(1))), "1 unexpected in unet .first: a "),
@@ -345,7 +345,7 @@ def change_unet(folder: Path, change) -> None:
         ),
         (
             lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x10" + bytes(9)),
-            "is not a whole safetensors file",
+            "is not a complete safetensors file",
         ),
         (
             lambda f: torch.save({}, f / "image_encoder" / "model.safetensors"),

@@ -69,7 +69,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path, 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
     assert re.fullmatch(
-        r"cannot write .*last.ckpt: (File too large|the disk seems to be full); the checkpoint of before is whole: .*",
+        r"cannot write .*last.ckpt: (File too large|the disk seems to be full); the previous checkpoint is intact: .*",
         message,
     ), message
     assert TorchCheckpointIO().load_checkpoint(path, weights_only=True)["weights"]["a"][0] == 1.0

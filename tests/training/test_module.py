@@ -63,7 +63,7 @@ def test_checkpoint_carries_the_trainable_weights_and_no_others(tmp_path):
 def test_checkpoint_of_another_architecture_lists_what_differs(tmp_path):
     _, _, path = fit(tmp_path, 1)
     other = make_module(attention="temporal")
-    with pytest.raises(InputError, match=r"another architecture: 35 unexpected \(first: .*processor.*\)") as error:
+    with pytest.raises(InputError, match=r"different architecture: 35 unexpected \(first: .*processor.*\)") as error:
         fit(tmp_path, 2, resume=path, module=other)
     assert "\n" not in str(error.value)
 
@@ -71,7 +71,7 @@ def test_checkpoint_of_another_architecture_lists_what_differs(tmp_path):
 def test_checkpoint_of_other_shapes_is_refused(tmp_path):
     module, _, path = fit(tmp_path, 1)
     module.editor.prior.unet.conv_in = torch.nn.Conv2d(8, 8, 3)
-    with pytest.raises(InputError, match=r"of another shape \(first: editor.prior.unet.conv_in.bias"):
+    with pytest.raises(InputError, match=r"of different shape \(first: editor.prior.unet.conv_in.bias"):
         module.on_load_checkpoint(torch.load(path, weights_only=True))
 
 

@@ -65,7 +65,7 @@ def test_what_does_not_do_is_said(tmp_path, monkeypatch, caplog):
         fit(tmp_path, 1, optimizer="sgd")
     with caplog.at_level(logging.WARNING, logger="fp_lightning"):
         fit(tmp_path, 0, optimizer="adamw", precision="bf16-true")
-    assert "bf16-true also keeps the weights that train in 16 bits" in caplog.text
+    assert "bf16-true also stores trainable weights in 16 bits" in caplog.text
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(InputError, match=r"optimizer adamw_8bit needs bitsandbytes: pip install"):
         fit(tmp_path, 1)

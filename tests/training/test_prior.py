@@ -17,7 +17,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.model.edm import seeded_generators
 from fp_lightning.model.svd.load import load_backbone
 from fp_lightning.scenes.textures import texture
-from fp_lightning.training.prior import VideoPriorModule, plain_unet, seen_motion
+from fp_lightning.training.prior import VideoPriorModule, measure_motion, plain_unet
 from fp_lightning.types import ClipBatch, EditBatch
 
 
@@ -114,7 +114,7 @@ def test_generated_clips_have_so_many_frames_in_range_and_repeat(prior, batches,
 
 @pytest.mark.parametrize("attention", ["matching", "cross_frame"])
 def test_another_attention_than_svds_is_refused(attention):
-    with pytest.raises(InputError, match=f"a prior has SVD's attention, got {attention}; set it to temporal"):
+    with pytest.raises(InputError, match=f"a prior needs attention temporal, got {attention}; set it to temporal"):
         VideoPriorModule(make_editor(attention))
 
 
@@ -141,11 +141,11 @@ def test_the_plain_network_is_a_copy(prior):
 # --- motion as it is seen
 
 
-def test_seen_motion_is_that_of_a_shifted_image_at_512_px():
+def test_measure_motion_is_that_of_a_shifted_image_at_512_px():
     image = torch.from_numpy(texture(np.random.default_rng(0), 64)).permute(2, 0, 1) * 2 - 1
     smooth = F.avg_pool2d(image[None], 3, 1, 1)[0]
     still, shifted = torch.stack([smooth, smooth]), torch.stack([smooth, smooth.roll(4, -1)])
-    rest, moved = seen_motion(torch.stack([still, shifted])).tolist()
+    rest, moved = measure_motion(torch.stack([still, shifted])).tolist()
     assert rest == pytest.approx(0, abs=2)
     assert moved == pytest.approx(4 * 512 / 64, rel=0.25)
 

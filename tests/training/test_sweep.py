@@ -63,7 +63,7 @@ def test_arms_keep_the_whole_name_of_their_recipe(tmp_path):
     ],
 )
 def test_arms_and_seeds_come_once_each(tmp_path, arms, seeds):
-    with pytest.raises(InputError, match="a sweep needs arms and seeds, each once"):
+    with pytest.raises(InputError, match="a sweep needs at least one arm and one seed, none twice"):
         plan(arms, seeds, tmp_path, ["tiny"])
 
 
@@ -92,14 +92,14 @@ def test_a_run_is_finished_once_it_has_metrics(tmp_path):
 
 def test_a_folder_of_other_settings_is_refused(tmp_path):
     run_in(tmp_path / "a", "--x", "1", metrics={"n": 1})
-    with pytest.raises(InputError, match="holds a run with other settings; choose another --out or delete it"):
+    with pytest.raises(InputError, match="holds a run with different settings; choose another --out or delete it"):
         run_in(tmp_path / "a", "--x", "2").finished()
 
 
 def test_nothing_runs_if_any_folder_has_other_settings(tmp_path, monkeypatch):
     monkeypatch.setattr("fp_lightning.training.sweep.subprocess", None)
     run_in(tmp_path / "b/seed-0", "--x", "1", metrics={"n": 1})
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="different settings"):
         sweep([run_in(tmp_path / "a/seed-0"), run_in(tmp_path / "b/seed-0", "--x", "2")])
     assert not (tmp_path / "a").exists()
 
@@ -165,7 +165,7 @@ def test_another_arm_may_be_the_reference():
 
 
 def test_a_metric_that_no_run_has_is_an_error():
-    with pytest.raises(InputError, match=r"no run has the metric lpips; results\.csv names those that there are"):
+    with pytest.raises(InputError, match=r"no run has the metric lpips; results\.csv lists the available ones"):
         summarise(ROWS, "lpips")
 
 
@@ -214,7 +214,7 @@ def swept(tmp_path_factory):
 
 def test_a_failed_run_is_one_line_that_names_its_log(swept):
     log = swept.broken.folder / "run.log"
-    assert swept.complaint == f"fit of broken with seed 0 failed; {log} says why"
+    assert swept.complaint == f"fit of broken with seed 0 failed; see {log}"
     assert "'atention' is not accepted" in log.read_text() and not swept.broken.metrics.exists()
 
 

@@ -177,7 +177,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_written(released, tiny
 def test_a_truncated_file_is_named(released, tiny_folder, tmp_path):
     path = released / CONTROL
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=rf"{CONTROL} is not a whole safetensors file"):
+    with pytest.raises(InputError, match=rf"{CONTROL} is not a complete safetensors file"):
         convert(released, tmp_path / "pipe", tiny_folder)
 
 
