@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fp_lightning.evaluation.report import encode
 from fp_lightning.files import write_atomic
+from fp_lightning.media.pictures import encode
 from fp_lightning.types import EditBatch, to_uint8
 
 SIDE = 192  # px, the height of a shown image at least

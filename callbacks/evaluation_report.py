@@ -9,7 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from fp_lightning.evaluation.metrics import EditMetrics
-from fp_lightning.evaluation.report import ReportSample, write_metrics, write_report
+from fp_lightning.evaluation.report import write_metrics, write_report
+from fp_lightning.evaluation.samples import ReportSample
 from fp_lightning.types import EditBatch
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from fp_lightning.evaluation.report import ReportSample, contact_sheet, encode
+from fp_lightning.evaluation.samples import ReportSample, contact_sheet
 from fp_lightning.files import write_atomic
+from fp_lightning.media.pictures import encode
 from fp_lightning.types import EditBatch
 
 

@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from fp_lightning.evaluation.report import encode
 from fp_lightning.files import write_atomic
 from fp_lightning.media.images import unsqueeze
+from fp_lightning.media.pictures import encode
 from fp_lightning.types import EditBatch
 
 

@@ -29,8 +29,8 @@ from callbacks import (
 from callbacks.correspondence_maps import furthest
 from datamodules import SceneDataModule
 from fp_lightning.evaluation.metrics import EditMetrics
-from fp_lightning.evaluation.report import encode, signal_image, to_tensor
 from fp_lightning.inference.sampler import Sampling
+from fp_lightning.media.pictures import encode, signal_image, to_tensor
 from fp_lightning.training.counting import CountedOperations
 from fp_lightning.training.module import FramePainterModule
 from fp_lightning.types import EditBatch, to_uint8, to_unit_range

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from fp_lightning.errors import InputError
 from fp_lightning.evaluation.bootstrap import RESAMPLES, bootstrap_means, interval
+from fp_lightning.evaluation.clip_fid import FID_RESAMPLES
 from fp_lightning.evaluation.examples import Examples
-from fp_lightning.evaluation.metrics import COPY, FID_RESAMPLES, METRICS, SCORES, TRUTH, EditMetrics
+from fp_lightning.evaluation.metrics import COPY, METRICS, SCORES, TRUTH, EditMetrics
 from fp_lightning.evaluation.page import write_comparison_page
-from fp_lightning.evaluation.report import ROWS, ReportSample, write_metrics
+from fp_lightning.evaluation.report import write_metrics
+from fp_lightning.evaluation.rows import ROWS
+from fp_lightning.evaluation.samples import ReportSample
 from fp_lightning.evaluation.scores import frechet_of_features
 from fp_lightning.files import write_atomic
 from fp_lightning.media.images import IMAGES, read_image, squeeze

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from fp_lightning.errors import InputError
-from fp_lightning.evaluation.report import encode
 from fp_lightning.files import write_atomic
 from fp_lightning.media.images import drags, read_image, squeeze
+from fp_lightning.media.pictures import encode
 from fp_lightning.pairs.heldout import listed_pairs
 from fp_lightning.pairs.shards import PairStore
 from fp_lightning.signals.coarse import coarse_edit

@@ -26,6 +26,7 @@ from fp_lightning.evaluation.adherence import (
     tracked_drags,
 )
 from fp_lightning.evaluation.bootstrap import bootstrap_means, interval
+from fp_lightning.evaluation.clip_fid import clip_fid, clip_fid_spread
 from fp_lightning.evaluation.perceptual import (
     CLIP_MODEL,
     CLIP_WIDTH,
@@ -36,7 +37,7 @@ from fp_lightning.evaluation.perceptual import (
     lpips_maps,
     lpips_over,
 )
-from fp_lightning.evaluation.scores import EXACT, frechet_distance, frechet_of_features, mean_over, psnr, ssim_map
+from fp_lightning.evaluation.scores import EXACT, mean_over, psnr, ssim_map
 from fp_lightning.pairs.flow.registry import flow_estimator
 from fp_lightning.types import MOVING_WIDTH, EditBatch, to_uint8, to_unit_range
 
@@ -48,7 +49,6 @@ ASKED = ("drag_distance", "sketch_distance")  # measured by estimates, which the
 TRUTH = "_target"
 SCORES = (*PER_IMAGE, *(name + COPY for name in PER_IMAGE), *(name + TRUTH for name in ASKED))
 GAIN = "psnr_moving_gain"
-FID_RESAMPLES = 100
 NO_TARGET = "there are no targets to compare with"
 UNDEFINED = {  # why a score that needs no network may be undefined for every image
     "moving": "no image has a pixel known to be moving",
@@ -340,16 +340,3 @@ def _ordered(rows: Tensor, keys: list[Tensor]) -> Tensor:
     kept, inverse = torch.unique(known, return_inverse=True)
     first = torch.full((len(kept),), len(known)).scatter_reduce(0, inverse, torch.arange(len(known)), "amin")
     return rows.cpu()[first]
-
-
-def clip_fid(features: Tensor, which: int = 0) -> float:
-    """CLIP-FID of features [n, 3, 512]: of the edited images (0) or the sources (1) against the targets."""
-    moments = [(x.mean(0), x.T.cov()) for x in (features[:, which], features[:, 2])]
-    return frechet_distance(*moments[0], *moments[1])
-
-
-def clip_fid_spread(features: Tensor, which: int = 0, resamples: int = FID_RESAMPLES, seed: int = 0) -> float:
-    """Standard deviation of CLIP-FID over images drawn with replacement, edited image and target together."""
-    generator, n = torch.Generator().manual_seed(seed), len(features)
-    draws = [features[torch.randint(n, (n,), generator=generator)] for _ in range(resamples)]
-    return torch.tensor([frechet_of_features(x[:, which], x[:, 2]) for x in draws]).std().item()

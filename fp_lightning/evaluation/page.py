@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from fp_lightning.evaluation.report import (
-    PAPER,
-    ROWS,
-    ReportSample,
-    distributions,
-    gallery,
-    interval_text,
-    missing_list,
-    number,
-    write_page,
-)
+from fp_lightning.evaluation.gallery import gallery, histograms
+from fp_lightning.evaluation.rows import PAPER, ROWS, interval_text, number, reasons
+from fp_lightning.evaluation.samples import ReportSample
+from fp_lightning.media.pages import write_page
+
+VERDICTS = {True: "good", False: "bad", None: None}  # CSS classes
 
 
 def write_comparison_page(
@@ -26,51 +20,46 @@ def write_comparison_page(
     samples: Sequence[ReportSample],
     rows: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> Path:
-    """Writes the page.
+    """Write the page.
 
     Args:
         comparison: as `fp_lightning.evaluation.compare.compare` returns it.
-        samples: what is shown; `others` holds the images of all systems but the first.
+        samples: shown in the gallery; `others` holds the images of all systems but the first.
         rows: scores by image of each system, for the distributions.
     """
     labels = list(rows)
-    title = (
-        f"{' against '.join(labels)} on {comparison['n']} images" if len(labels) > 1 else f"Evaluation of {labels[0]}"
+    title = f"{' against '.join(labels)} on {comparison['n']} images"
+    return write_page(
+        path,
+        "fp_lightning.evaluation",
+        "comparison.html",
+        title=title if len(labels) > 1 else f"Evaluation of {labels[0]}",
+        first=comparison["first"],
+        systems=list(comparison["systems"]),
+        signals=list(PAPER),
+        rows=[_row(name, comparison) for name in next(iter(comparison["systems"].values()))],
+        missing=reasons(comparison["not_measured"]),
+        distributions=[(label, histograms(rows[label])) for label in labels],
+        **gallery(samples),
     )
-    body = [
-        f"<header><h1>{escape(title)}</h1></header>",
-        f"<section><h2>Metrics</h2>{_table(comparison)}{missing_list(comparison['not_measured'])}</section>",
-        *(distributions(rows[label], label, f"Distributions of {label}") for label in labels),
-        gallery(samples),
-    ]
-    return write_page(path, title, body)
 
 
-def _table(comparison: Mapping[str, Any]) -> str:
-    """A row a metric, a column a system; under each value its interval, and its difference from the first."""
-    systems, differences = comparison["systems"], comparison["differences"]
-    paper = "".join(f"<th>Paper*<small>{signal}</small></th>" for signal in PAPER)
-    rows = [f"<tr><th>Metric</th>{''.join(f'<th>{escape(label)}</th>' for label in systems)}{paper}</tr>"]
-    for name in next(iter(systems.values())):
-        label, good, unit, decimals = ROWS[name]
-        cells = []
-        for system, scores in systems.items():
-            if name not in scores:
-                cells.append("<td></td>")
-                continue
-            entry, other = scores[name], differences.get(system, {}).get(name)
-            small = interval_text({"intervals": {name: entry["interval"]}}, name, decimals)
-            mark = ""
-            if other:
-                verdict = {True: " class=good", False: " class=bad", None: ""}[other["better"]]
-                mark = f"<small{verdict}>{number(float(other['value']), decimals, unit, '+')}</small>"
-            cells.append(f"<td><b>{number(float(entry['value']), decimals, unit)}</b>{small}{mark}</td>")
-        theirs = "".join(f"<td>{number(PAPER[signal].get(name))}</td>" for signal in PAPER)
-        rows.append(f"<tr><th>{label} <span>{'↑' if good > 0 else '↓'}</span></th>{''.join(cells)}{theirs}</tr>")
-    note = (
-        f"<p class=note>Under each value its 95 % bootstrap interval over images, and how it differs from "
-        f"{escape(comparison['first'])}: in colour where the whole interval of the difference, image by image, is on "
-        "one side.<br>* FramePainter (arXiv 2501.08225), Table 1, on the paper's own pairs: <b>not directly "
-        "comparable</b>.</p>"
-    )
-    return f"<div class=scroll><table class=metrics>{''.join(rows)}</table></div>{note}"
+def _row(name: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a metric's row, a cell per system; a cell is None if the system has no such score."""
+    label, better, unit, decimals = ROWS[name]
+    cells: list[dict[str, Any] | None] = []
+    for system, scores in comparison["systems"].items():
+        if name not in scores:
+            cells.append(None)
+            continue
+        other = comparison["differences"].get(system, {}).get(name)
+        cells.append(
+            {
+                "value": number(float(scores[name]["value"]), decimals, unit),
+                "interval": interval_text(scores[name]["interval"], decimals),
+                "difference": number(float(other["value"]), decimals, unit, "+") if other else None,
+                "verdict": VERDICTS[other["better"]] if other else None,
+            }
+        )
+    paper = [number(PAPER[signal].get(name)) for signal in PAPER]
+    return {"label": label, "better": better, "cells": cells, "paper": paper}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from fp_lightning.errors import InputError
 from fp_lightning.evaluation.bootstrap import bootstrap_means, interval
 from fp_lightning.evaluation.compare import check_sizes, find_predictions, folder_labels, prediction
 from fp_lightning.evaluation.examples import Examples
-from fp_lightning.evaluation.report import data_url, html_page, signal_image
 from fp_lightning.files import write_atomic
+from fp_lightning.media.pages import write_page
+from fp_lightning.media.pictures import data_url, signal_image
 from fp_lightning.types import to_uint8
 
 KEY_FORMAT, ANSWERS_FORMAT = "fp_lightning study key 1", "fp_lightning study answers 1"
@@ -59,18 +59,27 @@ def build_study(
             check_sizes(folder, found, sizes)
     swapped = rng.permutation(np.arange(len(chosen)) % 2).astype(bool).tolist()  # each system as often on the left
     items, cards = [], []
-    for number, (index, swap) in enumerate(zip(chosen, swapped, strict=True)):
+    for index, swap in zip(chosen, swapped, strict=True):
         batch, name = examples[index], examples.names[index]
         size = (batch.source.shape[-2], batch.source.shape[-1])
         images = [prediction(found[name], size) for found in files]
         shown = {"source": to_uint8(batch.source[0]), "instruction": signal_image(batch, 0)}
         shown |= dict(zip(("left", "right"), images[::-1] if swap else images, strict=True))
         items.append({"name": name, "left": labels[swap], "right": labels[not swap]})
-        cards.append(_card(number, shown))
+        cards.append([(column, data_url(image)) for column, image in shown.items() if image is not None])
     key = {"format": KEY_FORMAT, "systems": labels, "seed": seed, "items": items}
     study = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     write_atomic(out / "key.json", (json.dumps({**key, "study": study}, indent=1) + "\n").encode())
-    return write_atomic(out / "study.html", _page(study, cards).encode())
+    return write_page(
+        out / "study.html",
+        "fp_lightning.evaluation",
+        "study.html",
+        title="Which edit is better?",
+        study=study,
+        cards=cards,
+        questions=QUESTIONS,
+        choices=CHOICES,
+    )
 
 
 def score_study(key: Path, answers: Sequence[Path]) -> dict[str, Any]:
@@ -142,77 +151,3 @@ def _checked(answers: Any, items: int, path: Path) -> list[tuple[int, dict[str, 
             f"{path} holds answers that its study does not ask for; save it again from the page"
         ) from error
     return found
-
-
-def _card(number: int, shown: dict[str, Any]) -> str:
-    figures = "".join(
-        f'<figure><img alt="{column}" src="{data_url(image)}"><figcaption>{column}</figcaption></figure>'
-        for column, image in shown.items()
-        if image is not None
-    )
-    questions = "".join(
-        f"<fieldset><legend>{escape(text)}</legend>"
-        + "".join(
-            f'<label><input type=radio name="{number}.{question}" value={choice}> {choice}</label>'
-            for choice in CHOICES
-        )
-        + "</fieldset>"
-        for question, text in QUESTIONS.items()
-    )
-    hidden = " hidden" if number else ""
-    return f"<article data-number={number}{hidden}><div class=row>{figures}</div>{questions}</article>"
-
-
-def _page(study: str, cards: Sequence[str]) -> str:
-    """The whole page: one example at a time, answers kept in the browser until they are saved to a file."""
-    body = (
-        "<header><h1>Which edit is better?</h1><p>An image was to be changed as the instruction shows: "
-        "white lines are where outlines shall be, arrows where things shall move. Compare the two results.</p></header>"
-        f"{''.join(cards)}"
-        "<p class=bar><button id=back>Back</button><span id=at></span><button id=next>Next</button>"
-        "<button id=save>Save answers</button></p>"
-    )
-    constants = f'const STUDY = "{study}", QUESTIONS = {json.dumps(list(QUESTIONS))};'
-    return html_page("Which edit is better?", body, STUDY_STYLE, constants + STUDY_SCRIPT)
-
-
-STUDY_STYLE = """
-fieldset { border: 0; margin: 14px 0 0; padding: 0 } legend { padding: 0; margin-bottom: 4px }
-fieldset label { display: inline-block; min-width: 96px; padding: 8px 14px; margin: 0 8px 0 0; border-radius: 8px;
-  background: var(--tile); cursor: pointer } #save { margin-left: auto }
-"""
-STUDY_SCRIPT = """
-const cards = [...document.querySelectorAll('article')], store = 'study ' + STUDY;
-const $ = id => document.getElementById(id);
-let state = { rater: crypto.getRandomValues(new Uint32Array(2)).join('-'), answers: {} }, at = 0;
-try { state = JSON.parse(localStorage.getItem(store)) || state } catch (error) {}
-const done = i => QUESTIONS.every(question => (state.answers[i] || {})[question]);
-const keep = () => { try { localStorage.setItem(store, JSON.stringify(state)) } catch (error) {} };
-const show = () => {
-  cards.forEach((card, i) => card.hidden = i != at);
-  const count = cards.filter((card, i) => done(i)).length;
-  $('at').textContent = `${at + 1} of ${cards.length}, ${count} answered`;
-  $('back').disabled = !at; $('next').disabled = at + 1 == cards.length || !done(at);
-};
-for (const [i, choices] of Object.entries(state.answers))
-  for (const [question, choice] of Object.entries(choices)) {
-    const input = document.querySelector(`input[name="${i}.${question}"][value="${choice}"]`);
-    if (input) input.checked = true;
-  }
-document.onchange = event => {
-  const [i, question] = event.target.name.split('.');
-  (state.answers[i] ||= {})[question] = event.target.value;
-  keep(); show();
-};
-$('back').onclick = () => { at--; show() };
-$('next').onclick = () => { at++; show(); scrollTo(0, 0) };
-$('save').onclick = () => {
-  const content = { format: 'fp_lightning study answers 1', study: STUDY, ...state };
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(content)], { type: 'application/json' }));
-  link.download = `answers-${state.rater}.json`;
-  link.click();
-};
-at = Math.max(0, cards.findIndex((card, i) => !done(i)));
-show();
-"""

@@ -10,7 +10,6 @@ import json
 import math
 from base64 import b64encode
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from html import escape
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -22,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fp_lightning.errors import InputError
-from fp_lightning.evaluation.report import encode, html_page, signal_image
-from fp_lightning.files import write_atomic
+from fp_lightning.media.pages import write_page
+from fp_lightning.media.pictures import encode, signal_image
 from fp_lightning.media.video import VideoError, read_frames
 from fp_lightning.pairs.shards import MANIFEST, PairStore, shard_path
 from fp_lightning.signals.coarse import coarse_edit
@@ -75,16 +74,22 @@ def write_preview(root: str | Path, count: int = 24, rejected: int = 24, seed: i
     if not (root / MANIFEST).is_file():
         raise InputError(f"no pairs in {root} (no {MANIFEST}); make some with `fp-lightning pairs VIDEOS --out {root}`")
     manifest = json.loads((root / MANIFEST).read_text())
-    title = f"Pairs in {root.resolve().name}"
-    body = [
-        f"<header><h1>{escape(title)}</h1>{_tiles(manifest)}</header>",
-        _outcomes(manifest),
-        f"<section>{_videos(manifest['per_video'])}{_settings(manifest['settings'])}</section>",
-        _pairs(root, manifest["pairs"], count, seed),
-        _rejected(root, manifest, rejected, seed),
-    ]
-    page = html_page(title, "".join(body), PAGE_STYLE)
-    return write_atomic(root / "preview.html", page.encode())
+    records = manifest["per_video"]
+    return write_page(
+        root / "preview.html",
+        "fp_lightning.pairs",
+        "preview.html",
+        title=f"Pairs in {root.resolve().name}",
+        tiles=_tiles(manifest),
+        outcomes=_outcomes(manifest),
+        videos=_videos(records),
+        unlisted=max(0, len(records) - LISTED),
+        settings=list(_flattened(manifest["settings"])),
+        wheel=_picture(_wheel()),
+        moving_width=MOVING_WIDTH,
+        rejected=_rejected(root, manifest, rejected, seed),
+        **_pairs(root, manifest["pairs"], count, seed),
+    )
 
 
 def flow_colours(flow: Tensor, full: float) -> Tensor:
@@ -141,78 +146,47 @@ def _shown(image: Tensor) -> Tensor:
     return resized.round().to(torch.uint8)
 
 
-def _img(image: Tensor | None, alt: str) -> str:
-    """An image uint8 [3, h, w] as a tag that holds it; None leaves its place empty."""
+def _picture(image: Tensor | None) -> dict[str, Any] | None:
+    """Return an image uint8 [3, h, w] for the template, None for a missing one."""
     if image is None:
-        return "<div class=none>no image</div>"
+        return None
     shown = _shown(image)
     data = b64encode(encode(shown, "WEBP", quality=QUALITY)).decode()
-    return f'<img width="{WIDTH}" height="{shown.shape[1]}" alt="{escape(alt)}" src="data:image/webp;base64,{data}">'
-
-
-def _figure(image: Tensor | None, caption: str, name: str) -> str:
-    return f"<figure>{_img(image, f'{caption} of {name}')}<figcaption>{caption}</figcaption></figure>"
-
-
-def _blink(source: Tensor | None, target: Tensor | None, name: str) -> str:
-    """Source and target side by side; a click, or space, lets them take turns in one place."""
-    label = escape(f"source and target of {name} take turns in one place")
-    return (
-        f'<figure class=blink><label><input type="checkbox" aria-label="{label}">'
-        f"{_img(source, f'source of {name}')}{_img(target, f'target of {name}')}</label>"
-        "<figcaption><span>source</span><span>target</span></figcaption></figure>"
-    )
-
-
-def _scores(values: Mapping[str, str]) -> str:
-    return "<p class=scores>" + " ".join(f"<span>{k} <b>{escape(v)}</b></span>" for k, v in values.items()) + "</p>"
+    return {"width": WIDTH, "height": shown.shape[1], "url": f"data:image/webp;base64,{data}"}
 
 
 def _times(source: float, target: float) -> str:
     return f"{source:.2f} s → {target:.2f} s"
 
 
-def _tiles(manifest: Mapping[str, Any]) -> str:
+def _tiles(manifest: Mapping[str, Any]) -> list[tuple[int, str]]:
     records = manifest["per_video"]
     used, failed = (sum(bool(record[key]) for record in records) for key in ("pairs", "error"))
-    tiles = [
+    return [
         (manifest["pairs"], "pairs"),
         (manifest["videos"], f"videos, {used} of them with pairs, {failed} with errors"),
         (sum(manifest["rejected"].values()), "candidates rejected"),
     ]
-    return "<div class=tiles>" + "".join(f"<p><b>{n}</b>{label}</p>" for n, label in tiles) + "</div>"
 
 
-def _outcomes(manifest: Mapping[str, Any]) -> str:
-    """How many candidates were kept and how many rejected for each reason, as bars."""
+def _outcomes(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return how many candidates were kept, and how many were rejected for each reason."""
     rejected = sorted(manifest["rejected"].items(), key=lambda item: -item[1])
     rows = [("kept", manifest["pairs"], ""), *((name, n, REASONS.get(name, "")) for name, n in rejected)]
     total = max(1, sum(n for _, n, _ in rows))
-    body = "".join(
-        f"<tr><th>{escape(name)}<small>{why}</small></th><td>{n}</td>"
-        f'<td><div style="width: {n / total:.1%}"></div></td></tr>'
-        for name, n, why in rows
-    )
-    return f"<section><h2>Candidates</h2><table class=bars>{body}</table></section>"
+    return [{"name": name, "count": n, "reason": why, "share": f"{n / total:.1%}"} for name, n, why in rows]
 
 
-def _videos(records: Sequence[Mapping[str, Any]]) -> str:
-    rows = "".join(
-        f"<tr><th>{escape(record['video'])}</th><td>{record['pairs']}</td>"
-        f"<td>{escape(', '.join(f'{n} {reason}' for reason, n in record['rejected'].items()))}</td>"
-        f"<td class=bad>{escape(record['error'] or '')}</td></tr>"
+def _videos(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "video": record["video"],
+            "pairs": record["pairs"],
+            "rejected": ", ".join(f"{n} {reason}" for reason, n in record["rejected"].items()),
+            "error": record["error"] or "",
+        }
         for record in records[:LISTED]
-    )
-    more = f"<p class=note>{len(records) - LISTED} more are not listed.</p>" if len(records) > LISTED else ""
-    return (
-        "<details><summary>Videos</summary><div class=scroll><table class=videos>"
-        f"<tr><th>Video</th><th>Pairs</th><th>Rejected</th><th>Error</th></tr>{rows}</table></div>{more}</details>"
-    )
-
-
-def _settings(settings: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in _flattened(settings))
-    return f"<details><summary>Settings</summary><table class=settings>{rows}</table></details>"
+    ]
 
 
 def _flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -223,27 +197,24 @@ def _flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
             yield f"{prefix}{key}", " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _pairs(root: Path, total: int, count: int, seed: int) -> str:
+def _pairs(root: Path, total: int, count: int, seed: int) -> dict[str, Any]:
+    """Return the pairs to show, spread over the videos, and the number of all pairs."""
     if not total:
-        return "<section><h2>Pairs</h2><p>None was kept.</p></section>"
+        return {"pairs": [], "total": 0}
     store = PairStore(root)
     shuffled = np.random.default_rng(seed).permutation(len(store)).tolist()
     chosen = _spread(shuffled, lambda index: store.videos[index])[:count]
-    articles = [_pair(store[i], store.name(i), np.random.default_rng([seed, i])) for i in chosen]
+    pairs = [_pair(store[i], store.name(i), np.random.default_rng([seed, i])) for i in chosen]
+    return {"pairs": pairs, "total": len(store)}
+
+
+def _wheel() -> Tensor:
+    """Return the colours of flow by direction, uint8 [3, WIDTH, WIDTH]."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, WIDTH), torch.linspace(-1, 1, WIDTH), indexing="ij")
-    wheel = _img(flow_colours(torch.stack([x, y]), 1), "the colours of flow by where they point to")
-    return (
-        f"<section><h2>Pairs</h2><div class=legend>{wheel}<p class=note>{len(chosen)} of {len(store)} pairs. "
-        "Click on source or target, or press space there, and they take turns in one place: what rests must stay "
-        "where it is.<br>Flow: a pixel goes from the middle of the wheel to where the wheel has its colour; the "
-        "rim is the length of “full colour”, and beyond it; white rests.<br>Tracks: a dot on the target, and a line "
-        "to where that was in the source; hatched tokens are not visible there.<br>Lengths are in pixels at "
-        f"{MOVING_WIDTH} px width; median and 99th percentile are of the pixels that move.</p></div>"
-        f"{''.join(articles)}</section>"
-    )
+    return flow_colours(torch.stack([x, y]), 1)
 
 
-def _pair(pair: VideoPair, name: str, rng: np.random.Generator) -> str:
+def _pair(pair: VideoPair, name: str, rng: np.random.Generator) -> dict[str, Any]:
     unit = pair.size[1] / MOVING_WIDTH  # the pair's pixels in one at 512 px width
     length = (pair.flow_to_source.norm(dim=0) / unit).numpy()
     moving = length[length > MOVING_PIXELS]
@@ -269,11 +240,13 @@ def _pair(pair: VideoPair, name: str, rng: np.random.Generator) -> str:
         "points": signal_image(drawn, 0),
         "coarse edit": _levels(coarse_edit(pair)),
     }
-    figures = "".join(_figure(image, caption, name) for caption, image in images.items())
-    return (
-        f"<article><h3>{escape(name)}</h3>{_scores(facts)}"
-        f"<div class=row>{_blink(pair.source, pair.target, name)}{figures}</div></article>"
-    )
+    return {
+        "name": name,
+        "facts": facts,
+        "source": _picture(pair.source),
+        "target": _picture(pair.target),
+        "images": [(caption, _picture(image)) for caption, image in images.items()],
+    }
 
 
 def _levels(image: Tensor) -> Tensor:
@@ -281,33 +254,33 @@ def _levels(image: Tensor) -> Tensor:
     return (image * 255).round().to(torch.uint8)
 
 
-def _rejected(root: Path, manifest: Mapping[str, Any], count: int, seed: int) -> str:
-    """Examples of rejected candidates by reason; nothing if the records hold none."""
+def _rejected(root: Path, manifest: Mapping[str, Any], count: int, seed: int) -> dict[str, Any] | None:
+    """Return examples of rejected candidates by reason, None if the records hold none."""
     candidates = list(_candidates(root, manifest["per_video"]))
     if not candidates or not count:
-        return ""
+        return None
     gone = {video for video in {c.video for c in candidates} if not Path(video).exists()}
     there = [c for c in candidates if c.video not in gone]
     shuffled = [there[i] for i in np.random.default_rng(seed).permutation(len(there))]
     chosen = _spread(shuffled, lambda c: c.reason, lambda c: c.video)[:count]
     read, problems = _read_again(chosen, tuple(manifest["settings"]["size"]))
-    articles = []
-    for reason, group in sorted(_grouped(read, lambda item: item[0].reason).items()):
-        cards = []
-        for c, source, target in group:
-            name = f"{Path(c.video).name}, {_times(*c.times)}"
-            cards.append(f"<div>{_blink(source, target, name)}<p class=scores>{escape(name)}</p></div>")
-        articles.append(
-            f"<article><h3>{escape(reason)}</h3><p class=scores>{REASONS.get(reason, '')}</p>"
-            f"<div class=cards>{''.join(cards)}</div></article>"
-        )
+    groups = [
+        {
+            "reason": reason,
+            "why": REASONS.get(reason, ""),
+            "cards": [
+                {
+                    "name": f"{Path(c.video).name}, {_times(*c.times)}",
+                    "source": _picture(source),
+                    "target": _picture(target),
+                }
+                for c, source, target in group
+            ],
+        }
+        for reason, group in sorted(_grouped(read, lambda item: item[0].reason).items())
+    ]
     notes = [f"{video} is no longer there" for video in sorted(gone)] + problems
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes[:LISTED])
-    return (
-        f"<section><h2>Rejected</h2><p class=note>{len(read)} of {len(candidates)} candidates. Source and target "
-        f"take turns here too.</p>{''.join(articles)}"
-        f"{f'<p class=note>Left out:</p><ul class=note>{items}</ul>' if notes else ''}</section>"
-    )
+    return {"shown": len(read), "total": len(candidates), "groups": groups, "notes": notes[:LISTED]}
 
 
 def _read_again(
@@ -352,34 +325,3 @@ def _grouped(items: Sequence[T], key: Callable[[T], Hashable]) -> dict[Any, list
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups
-
-
-PAGE_STYLE = """
-main { max-width: 1350px }
-@media (min-width: 641px) { .tiles { grid-template-columns: 1fr 1fr 1fr } }
-h2 + .note { margin-bottom: 12px }
-.bars td:nth-child(2) { width: 80px } .bars td:last-child { width: 40% }
-.bars div { height: 10px; border-radius: 3px; background: var(--soft) }
-.bars tr:first-child th { color: var(--ink); font-size: inherit } .bars tr:first-child div { background: var(--good) }
-.bars small { color: var(--soft); font-size: 13px }
-.settings tr:first-child th { font-size: inherit }
-summary { font-size: 18px; font-weight: 650; margin-top: 24px; cursor: pointer }
-.videos td { vertical-align: top } .videos :is(th, td):nth-child(n + 3) { text-align: left; padding-left: 12px }
-.videos th:first-child, td.bad { overflow-wrap: anywhere }
-.legend { display: grid; grid-template-columns: 120px 1fr; gap: 20px; align-items: center; margin-bottom: 16px }
-figure img { box-shadow: 0 0 0 1px var(--line) }
-.legend img { border-radius: 50% } .legend p { margin: 0; max-width: 90ch }
-.blink { grid-column: span 2 }
-.blink label, .blink figcaption { display: grid; grid-template-columns: 1fr 1fr; gap: 10px }
-.blink label { position: relative; cursor: pointer }
-.blink input { position: absolute; opacity: 0 }
-.blink :focus-visible ~ * { outline: 2px solid var(--ink); outline-offset: 2px }
-.blink label > * { grid-row: 1 }
-.blink :checked ~ * { grid-column: 1 }
-.blink :checked ~ :last-child { animation: blink 1s steps(1) infinite }
-@keyframes blink { 50% { opacity: 0 } }
-@media (prefers-reduced-motion: reduce) { .blink :checked ~ :last-child { animation: none } }
-div.none { aspect-ratio: 8 / 5 }
-.cards { display: grid; grid-template-columns: 1fr 1fr; gap: 16px 30px }
-@media (max-width: 640px) { .cards { grid-template-columns: 1fr } }
-"""

@@ -9,15 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fp_lightning.evaluation.report import (
-    ReportSample,
-    contact_sheet,
-    encode,
-    to_tensor,
-    write_atomic,
-    write_metrics,
-    write_report,
-)
+from fp_lightning.evaluation.report import write_metrics, write_report
+from fp_lightning.evaluation.samples import ReportSample, contact_sheet
+from fp_lightning.files import write_atomic
+from fp_lightning.media.pictures import encode, to_tensor
 from fp_lightning.types import EditBatch
 
 METRICS = {

@@ -299,7 +299,7 @@ def test_rest_is_white_and_length_is_saturation():
 
 
 def test_the_legend_is_the_wheel(page):
-    wheel = page.pixels(page.shown("the colours of flow")[0]).astype(int)
+    wheel = page.pixels(page.shown("colours of flow")[0]).astype(int)
     middle = WIDTH // 2
     assert np.abs(wheel[middle, -4] - [255, 0, 0]).max() < 24  # right is red
     assert np.abs(wheel[middle, 4] - [0, 255, 255]).max() < 24

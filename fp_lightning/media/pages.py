@@ -1,0 +1,35 @@
+"""HTML pages from Jinja templates: one file each, which requests nothing from the network."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from fp_lightning.files import write_atomic
+
+
+@cache
+def _environment(package: str) -> Environment:
+    """Find templates in `package`, then the shared ones of this package."""
+    loaders = [PackageLoader(name, "templates") for name in dict.fromkeys((package, "fp_lightning.media"))]
+    return Environment(
+        loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def write_page(path: Path, package: str, template: str, **context: Any) -> Path:
+    """Render a template and write the page atomically.
+
+    Args:
+        path: the HTML file.
+        package: the package whose `templates` folder holds the template.
+        template: file name; it extends `page.html`, which needs `title`.
+        context: the template's variables. Text is escaped.
+
+    Returns:
+        `path`.
+    """
+    return write_atomic(path, _environment(package).get_template(template).render(**context).encode())
