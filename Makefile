@@ -34,10 +34,13 @@ chromium: ## Debian's Chromium, for the tests of the editor's page; without it t
 notebooks: $(VENV)/.installed ## execute the notebooks in full, in place; the ablations take hours, and resume
 	$(VENV)/bin/python notebooks/execute.py
 
+docs: $(VENV)/.installed ## a site of docs/ and of the docstrings, in site/; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 lint: $(VENV)/.installed ## ruff and mypy, with fixes where they are safe
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/mypy
 
-.PHONY: help install quickstart test demo chromium notebooks lint
+.PHONY: help install quickstart test demo chromium notebooks docs lint
 .DEFAULT_GOAL := help
