@@ -1,1 +1,1 @@
-"""The interactive editor: a web page and a service over the pipeline."""
+"""The interactive editor: a web page and an API for the pipeline."""

@@ -1,4 +1,4 @@
-"""The same edits for programs, over Gradio's API: `gradio_client.Client(url).predict(…, api_name="/edit")`."""
+"""Edits for programs, over Gradio's API: `gradio_client.Client(url).predict(…, api_name="/edit")`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from fp_lightning.demo.desk import Desk
-from fp_lightning.demo.studio import Studio, sentence
+from fp_lightning.demo.editing import EditService, error_message
+from fp_lightning.demo.queue import EditQueue
 from fp_lightning.demo.uploads import Uploads
 from fp_lightning.errors import InputError
 from fp_lightning.media.edits import SUFFIX, Edit, check_seed, check_settings
 from fp_lightning.media.images import png_bytes
 
 
-def add_api(studio: Studio, desk: Desk, uploads: Uploads) -> None:
-    """Adds the endpoints /edit and /reproduce to the page that is being laid out.
+def add_api(service: EditService, queue: EditQueue, uploads: Uploads) -> None:
+    """Add the endpoints /edit and /reproduce to the open `gr.Blocks`.
 
-    Each returns the files of the edited image and of its saved edit. Failures are errors of the client whose message
-    is one sentence.
+    Each returns the files of the edited image and of its saved edit. A failure raises an error in the client whose
+    message is one sentence.
     """
 
     async def edit(
@@ -35,18 +35,18 @@ def add_api(studio: Studio, desk: Desk, uploads: Uploads) -> None:
         settings: Any = None,
         seed: int = 0,
     ) -> tuple[str, str]:
-        """Edits a photo by one or more signals.
+        """Edit a photo by one or more signals.
 
-        photo: file. sketch, coarse, region: files of images as the pipeline takes them. points: rows of
+        photo: file. sketch, coarse, region: image files as the pipeline takes them. points: rows of
         [x_from, y_from, x_to, y_to] in pixels of the photo. settings: of the pipeline's call, such as
         {"num_inference_steps": 25, "guidance_scale": 3.0}. seed: whole number.
         """
 
-        def asked() -> Edit:
+        def requested() -> Edit:
             if not photo:
-                raise InputError("there is no photo; send one")
+                raise InputError("the request has no photo; pass a file")
             images = {"sketch": sketch, "coarse": coarse, "region": region}
-            signals: dict[str, Any] = {n: uploads.signal(path) for n, path in images.items() if path}
+            signals: dict[str, Any] = {name: uploads.signal(path) for name, path in images.items() if path}
             if points:
                 signals["points"] = points
             return Edit(
@@ -56,17 +56,17 @@ def add_api(studio: Studio, desk: Desk, uploads: Uploads) -> None:
                 seed=check_seed(seed, "the request"),
             )
 
-        return await _made(studio, desk, uploads, asked, request)
+        return await _run(service, queue, uploads, requested, request)
 
     async def reproduce(file: str, request: gr.Request) -> tuple[str, str]:
-        """Makes a saved edit again, to the same pixels on the same machine. file: NAME.edit.json."""
+        """Reproduce a saved edit: the same pixels on the same machine. file: NAME.edit.json."""
 
-        def asked() -> Edit:
+        def requested() -> Edit:
             if not file:
-                raise InputError("there is no saved edit; send one")
+                raise InputError("the request has no saved edit; pass a file")
             return uploads.edit(file)
 
-        return await _made(studio, desk, uploads, asked, request)
+        return await _run(service, queue, uploads, requested, request)
 
     image, saved = gr.File(label="image", visible=False), gr.File(label="edit", visible=False)
     files = {n: gr.File(label=n, visible=False) for n in ("photo", "sketch", "coarse", "region", "file")}
@@ -74,34 +74,34 @@ def add_api(studio: Studio, desk: Desk, uploads: Uploads) -> None:
     settings = gr.JSON(label="settings", visible=False)
     seed = gr.Number(0, precision=0, label="seed", visible=False)
     button = gr.Button(visible=False)
-    given = [files["photo"], files["sketch"], files["coarse"], points, files["region"], settings, seed]
-    button.click(edit, given, [image, saved], api_name="edit", concurrency_limit=None)
+    inputs = [files["photo"], files["sketch"], files["coarse"], points, files["region"], settings, seed]
+    button.click(edit, inputs, [image, saved], api_name="edit", concurrency_limit=None)
     button.click(reproduce, [files["file"]], [image, saved], api_name="reproduce", concurrency_limit=None)
 
 
-async def _made(
-    studio: Studio, desk: Desk, uploads: Uploads, asked: Callable[[], Edit], request: gr.Request
+async def _run(
+    service: EditService, queue: EditQueue, uploads: Uploads, requested: Callable[[], Edit], request: gr.Request
 ) -> tuple[str, str]:
-    """The files of an edit that was asked for; it is given up if the client goes away."""
+    """Run the requested edit and return its files; cancel it if the client disconnects."""
     try:
-        edit = await asyncio.to_thread(lambda: studio.prepared(asked()))
+        edit = await asyncio.to_thread(lambda: service.prepare(requested()))
         results: list[tuple[Edit, Image.Image]] = []
-        job = desk.submit(
+        job = queue.submit(
             f"program {request.session_hash}",
-            lambda job: studio.make(job, [edit], lambda *result: results.append(result)),
+            lambda job: service.run(job, [edit], lambda *result: results.append(result)),
         )
         try:
-            async for _ in desk.watch(job):
+            async for _ in queue.watch(job):
                 pass
         finally:
-            desk.cancel(job)
+            queue.cancel(job)
         job.future.result()
-        return await asyncio.to_thread(_files, uploads, *results[0])
+        return await asyncio.to_thread(_save, uploads, *results[0])
     except Exception as error:
-        raise gr.Error(sentence(error), print_exception=False) from None
+        raise gr.Error(error_message(error), print_exception=False) from None
 
 
-def _files(uploads: Uploads, edit: Edit, image: Image.Image) -> tuple[str, str]:
+def _save(uploads: Uploads, edit: Edit, image: Image.Image) -> tuple[str, str]:
     folder = uploads.folder / secrets.token_hex(16)
     folder.mkdir()
     path = folder / "edit.png"

@@ -1,62 +1,107 @@
-"""What Gradio's own components cannot do: a canvas, pictures without files, a tree, attention under a pointer.
+"""Components that Gradio does not have: a canvas, a status line, pictures without files, a tree, a view of attention.
 
-Each is a `gr.HTML` with the template, style and script of static/NAME.{html,css,js}, whose value is JSON.
+Each is a `gr.HTML` with the template, style and module static/NAME.{html,css,js}. Its value is JSON. The modules are ES
+modules: `script_routes` serves them, and static/load.js imports the one of a component.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib.resources import files
+import json
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+STATIC = Path(__file__).parent / "static"
+FOREVER = {"Cache-Control": "max-age=31536000, immutable"}
 
 
 def canvas(segment: Callable[[Any], dict[str, Any]] | None, **options: Any) -> gr.HTML:
-    """The photo and what is drawn on it. The value is the drawing, with the key of its photo.
+    """Show a photo and the drawing on it. The value is the drawing, with the key of its photo.
 
-    Its prop `photo` is what is opened: {"key", "src", "outlines", "width", "height", "drawing", "replace", "mode",
-    "untrained"}. `drawing` is taken where the browser has none of that key, or in its place with `replace`;
-    `untrained` says of a mode what to expect of it. A file that is dropped on it, or pasted, is a `drop` event with
-    "path".
+    The prop `photo` opens a photo, see `canvas_state`. A file that is dropped on the canvas, or pasted, triggers a
+    `drop` event with "path".
 
     Args:
-        segment: {"key": of the photo, "at": [x, y]} → {"outline"} or {"error"}; None for no such tool.
+        segment: {"key": of the photo, "at": [x, y]} → {"outline"} or {"error"}; None hides the Click tool.
     """
-    served = {} if segment is None else {"server_functions": [segment]}
-    return _scripted("canvas", photo=None, segmenter=segment is not None, **served, **options)
+    functions = {} if segment is None else {"server_functions": [segment]}
+    return _component("canvas", events=["drop"], photo=None, segmenter=segment is not None, **functions, **options)
+
+
+def status(value: dict[str, Any], **options: Any) -> gr.HTML:
+    """Show a message and a progress bar, see `message`."""
+    return _component("status", value, **options)
+
+
+def message(text: str, alert: bool = False, progress: float | None = None) -> dict[str, Any]:
+    """Make the value of `status`.
+
+    Args:
+        text: a sentence.
+        alert: it reports a failure.
+        progress: from 0 to 1; None hides the bar.
+    """
+    return {"text": text, "alert": alert, "progress": progress}
 
 
 def pictures(value: Any, height: int, about: str, follow: bool = False, **options: Any) -> gr.HTML:
-    """A row of pictures of which one is chosen: {"items": [{"key", "src", "caption"}], "chosen"}.
+    """Show a row of pictures of which one can be chosen: {"items": [{"key", "src", "caption"}], "chosen"}.
 
     Args:
         height: of a picture in pixels.
-        about: what they are, for those who do not see them.
-        follow: the first picture of new ones is scrolled to where it can be seen.
+        about: the row's label for screen readers.
+        follow: scroll new pictures into view.
     """
-    return _scripted("pictures", value, height=height, about=about, follow=follow, **options)
+    return _component("pictures", value, height=height, about=about, follow=follow, **options)
 
 
 def tree(**options: Any) -> gr.HTML:
-    """The history: {"nodes": [{"key", "parent", "thumb", "caption"}], "shown", "base"}."""
-    return _scripted("tree", **options)
+    """Show the history: {"nodes": [{"key", "parent", "thumb", "caption"}], "shown", "base"}."""
+    return _component("tree", **options)
 
 
 def matches(**options: Any) -> gr.HTML:
-    """Where each place of an edit comes from, see static/matches.js."""
-    return _scripted("matches", **options)
+    """Show where each place of an edit attends to in its photo, see static/matches.js."""
+    return _component("matches", **options)
 
 
-def _scripted(name: str, value: Any = None, **options: Any) -> gr.HTML:
-    def part(end: str) -> str:
-        return files("fp_lightning.demo").joinpath("static", f"{name}.{end}").read_text("utf-8")
+def script_routes() -> list[Route]:
+    """Return the routes of the modules, for the server's `app_kwargs`. They need no login and hold no data."""
+    modules = {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*.js")}
 
+    def module(request: Request) -> Response:
+        path = modules.get(request.path_params["name"])
+        if path is None:
+            return Response(status_code=404)
+        return FileResponse(path, media_type="text/javascript", headers=FOREVER)
+
+    return [Route(f"/{_script_folder()}/{{name:path}}", module)]
+
+
+def _script_folder() -> str:
+    """The folder of the modules in URLs. It changes with their text, so that a browser never mixes two versions."""
+    digest = sha256()
+    for path in sorted(STATIC.rglob("*.js")):
+        digest.update(path.read_bytes())
+    return f"scripts/{digest.hexdigest()[:16]}"
+
+
+def _component(name: str, value: Any = None, events: Sequence[str] = (), **options: Any) -> gr.HTML:
+    def text(file: str) -> str:
+        return (STATIC / file).read_text("utf-8")
+
+    script = text("load.js").replace("@MODULE@", f"{_script_folder()}/{name}.js")
     return gr.HTML(
         value,
-        html_template=part("html"),
-        css_template=part("css"),
-        js_on_load=part("js"),
+        html_template=text(f"{name}.html"),
+        css_template=text(f"{name}.css"),
+        js_on_load=script.replace("@EVENTS@", json.dumps(events)),
         apply_default_css=False,
         **options,
     )

@@ -1,4 +1,4 @@
-"""What is set on the page, in the order of its components: from there to an edit's settings, and back."""
+"""The page's settings, in the order of their components: to an edit's settings, and back."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fp_lightning.inference.sampler import Sampling
 from fp_lightning.media.edits import Edit
 
 MOST_CANDIDATES = 4
-MOST_SEED = 2**53  # the greatest whole number that a browser holds exactly
+MOST_SEED = 2**53  # the largest whole number that a browser holds exactly
 
 
 @dataclass(frozen=True)
 class Controls:
-    """The values of the controls, as they come from the page; `settings` checks them."""
+    """The values of the page's controls, as they arrive; `seeds` and `settings` check them."""
 
     candidates: Any = 1
     seed: Any = 0  # of the first candidate
@@ -23,15 +23,15 @@ class Controls:
     control: Any = Sampling.control_scale
     guidance: Any = Sampling.guidance_scale
     solver: Any = Sampling.solver
-    keep: Any = False
+    keep: Any = True  # unedited pixels; the pipeline's default is False
     reuse: Any = Sampling.reuse
-    interval: Any = ""  # two noise levels as text
+    interval: Any = ""  # two noise levels as text, or nothing for all
 
     def seeds(self) -> list[int]:
-        """The seed of each candidate.
+        """Return the seed of each candidate.
 
         Raises:
-            InputError: there are none or too many, or one is not usable.
+            InputError: the number of candidates or the seed is out of range.
         """
         if type(self.candidates) is not int or not 1 <= self.candidates <= MOST_CANDIDATES:
             raise InputError(f"candidates must be 1 to {MOST_CANDIDATES}, got {self.candidates}")
@@ -40,10 +40,10 @@ class Controls:
         return list(range(self.seed, self.seed + self.candidates))
 
     def settings(self) -> dict[str, Any]:
-        """Of an `Edit`.
+        """Return the settings of an `Edit`.
 
         Raises:
-            InputError: the noise levels are not two numbers.
+            InputError: the guidance interval is not two numbers.
         """
         return {
             "num_inference_steps": self.steps,
@@ -57,17 +57,17 @@ class Controls:
 
     @classmethod
     def of(cls, edit: Edit) -> Controls:
-        """As an edit was made."""
-        given = {"keep_unedited": False, **vars(Sampling()), **edit.settings}
-        interval = given["guidance_interval"]
+        """Return the controls that an edit was made with."""
+        settings = {"keep_unedited": False, **vars(Sampling()), **edit.settings}
+        interval = settings["guidance_interval"]
         return cls(
             seed=min(edit.seed, MOST_SEED),
-            steps=given["num_inference_steps"],
-            control=given["control_scale"],
-            guidance=given["guidance_scale"],
-            solver=given["solver"],
-            keep=given["keep_unedited"],
-            reuse=given["reuse"],
+            steps=settings["num_inference_steps"],
+            control=settings["control_scale"],
+            guidance=settings["guidance_scale"],
+            solver=settings["solver"],
+            keep=settings["keep_unedited"],
+            reuse=settings["reuse"],
             interval="" if interval is None else ", ".join(f"{level:g}" for level in interval),
         )
 
@@ -80,5 +80,5 @@ def _levels(text: Any) -> tuple[float, float] | None:
     try:
         low, high = (float(word) for word in words)
     except ValueError as error:
-        raise InputError(f"noise levels to guide must be two numbers, such as 0.2, 40; got {str(text)[:40]}") from error
+        raise InputError(f"the guidance interval must be two numbers, such as 0.2, 40; got {str(text)[:40]}") from error
     return low, high

@@ -1,4 +1,4 @@
-"""Three photos to begin with, each with a drawing in one signal: procedural scenes, so that nothing is downloaded."""
+"""Three example photos with a drawing each. They are procedural scenes, so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fp_lightning.scenes.scene import GROUND, Scene
 
 SIZE = (256, 256)  # (height, width) in pixels
 CONTENT: dict[str, Any] = {"objects": (1, 1), "radius": (0.15, 0.3), "detail": 0.15, "motion": (0.25, 0.375)}
-SEEDS = {"sketch": 95, "drag": 70, "cut": 36}  # of 120, those on which tiny-editor does best
+SEEDS = {"sketch": 95, "drag": 70, "cut": 36}  # of 120, where tiny-editor does best
 
 
 @dataclass(frozen=True)
 class Example:
-    """A photo with a drawing of what happens next in its scene."""
+    """A photo with a drawing of the next moment of its scene."""
 
     mode: str  # of the canvas: "sketch", "drag" or "cut"
     caption: str
@@ -30,11 +30,11 @@ class Example:
 
 @cache
 def examples() -> list[Example]:
-    """The examples; the first one is what the page opens with."""
+    """Return the examples. The page opens with the first."""
     return [
-        Example("sketch", "Sketch: the outline says where it goes", *_drawn("sketch")),
-        Example("drag", "Drag: an arrow pulls it", *_drawn("drag")),
-        Example("cut", "Cut & paste: moved by hand", *_drawn("cut")),
+        Example("sketch", "Sketch an outline", *_drawn("sketch")),
+        Example("drag", "Drag an object", *_drawn("drag")),
+        Example("cut", "Cut and paste", *_drawn("cut")),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Images as they stand in the page: data URLs, which leave no files behind."""
+"""Images for the page as data URLs, which leave no files behind."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from PIL import Image
 
 from fp_lightning.media.images import png_bytes
 
-LOSSLESS = 512  # px, the longer side of images that are not compressed with loss
-SHOWN = 1280  # px, the longer side of a photo on the canvas at most
+LOSSLESS = 512  # px, the longer side up to which an image becomes a PNG
+SHOWN = 1280  # px, the most of the longer side of a photo on the canvas
 
 
-def shrunk(image: Image.Image, side: int) -> Image.Image:
-    """The image, with no side longer than `side` pixels."""
+def shrink(image: Image.Image, side: int) -> Image.Image:
+    """Return a copy with no side longer than `side` pixels."""
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return small
 
 
 def thumbnail(image: Image.Image, side: int = 96) -> str:
-    """A small data URL."""
-    return data_url(shrunk(image, side))
+    """Return a small data URL."""
+    return data_url(shrink(image, side))
 
 
 def data_url(image: Image.Image) -> str:
-    """The image for a page: without loss where it is small or transparent, else WebP."""
+    """Return the image as a PNG if it is small or transparent, else as WebP."""
     if image.has_transparency_data or max(image.size) <= LOSSLESS:
         return f"data:image/png;base64,{b64encode(png_bytes(image)).decode()}"
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""A click → the outline of what is there, by a model of the SAM family (Kirillov et al. 2023, arXiv 2304.02643)."""
+"""Finds the outline of the object at a click, with a SAM model (Kirillov et al. 2023, arXiv 2304.02643)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SAM = "facebook/sam-vit-base"
 
 
 class Segmenter:
-    """Finds outlines.
+    """Finds the outline of the object at a position.
 
     Args:
         model: folder in transformers' format, or hub id, of a model for mask generation.
         device: where it runs.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: the model cannot be loaded.
     """
 
     def __init__(self, model: str, device: str = "cpu") -> None:
@@ -38,11 +38,12 @@ class Segmenter:
         except Exception as error:  # transformers raises many kinds
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"{model} cannot be loaded as a segmenter ({reason}); give --segmenter a folder of {SAM} or the like"
+                f"{model} cannot be loaded as a segmenter ({reason}); set --segmenter to a folder of {SAM} or a "
+                "similar model"
             ) from error
 
     def find(self, image: Image.Image, x: float, y: float) -> list[list[float]] | None:
-        """The outline [n, 2] of what is at a position, in pixels; None if nothing is found there.
+        """Return the outline [n, 2] of the object at a position, in pixels; None if there is none.
 
         Args:
             image: RGB.
@@ -58,7 +59,7 @@ class Segmenter:
 
     @torch.no_grad()
     def _mask(self, image: Image.Image, x: float, y: float) -> NDArray[np.bool_]:
-        """The mask that the model is surest of, bool [h, w]."""
+        """The mask with the highest predicted score, bool [h, w]."""
         inputs: Any = self.processor(
             images=image, input_points=[[[[x, y]]]], input_labels=[[[1]]], return_tensors="pt"
         ).to(self.model.device)

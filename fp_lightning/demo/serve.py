@@ -1,4 +1,4 @@
-"""`fp-lightning demo`: loads the model, and serves the page and its API until it is stopped."""
+"""`fp-lightning demo`: loads the model, then serves the page and its API until it is stopped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Served:
 
     url: str
     page: Any  # of `fp_lightning.demo.page`
-    folder: Path  # of all its files, removed at its end
+    folder: Path  # of all its files; removed when the server ends
 
 
 @contextmanager
@@ -49,18 +49,18 @@ def served(
     keep_hours: float = 24,
     segmenter: str | None = None,
 ) -> Iterator[Served]:
-    """Serves until the block ends; then nothing of it is left on the disk.
+    """Serve until the block ends, then remove all files.
 
     Args:
         model: pipeline folder, hub id, or "tiny-editor".
-        host, port: to listen on; port 0 takes any free one.
-        device: "auto" takes a GPU if there is one.
+        host, port: to listen on; port 0 chooses a free one.
+        device: "auto" chooses a GPU if there is one.
         dtype: of the weights; by default float16 on a GPU, else float32.
-        password: that visitors are asked for, with the user name "editor"; None asks nobody.
-        queue, per_user: edits in the line at most, of all and of one browser or program.
-        max_megabytes, max_megapixels: of an uploaded photo.
-        keep_hours: after which work that nobody looks at is removed.
-        segmenter: folder or hub id of a model that finds what is under a click, see `Segmenter`.
+        password: for the user name "editor"; None serves without a login.
+        queue, per_user: the most edits in the queue, of all users and of one browser or program.
+        max_megabytes, max_megapixels: limits of an uploaded photo.
+        keep_hours: how long an unused session is kept.
+        segmenter: folder or hub id of a model that finds the object at a click, see `Segmenter`.
 
     Raises:
         InputError: gradio is not installed, the model cannot be loaded, or the port is taken.
@@ -70,19 +70,20 @@ def served(
         import gradio
     except ImportError as error:
         raise InputError("the demo needs gradio; pip install 'fp-lightning[demo]'") from error
-    from fp_lightning.demo.desk import Desk
+    from fp_lightning.demo.components import script_routes
+    from fp_lightning.demo.editing import EditService
     from fp_lightning.demo.page import Page
+    from fp_lightning.demo.queue import EditQueue
     from fp_lightning.demo.segmenter import Segmenter
-    from fp_lightning.demo.studio import Studio
+    from fp_lightning.demo.session import Sessions
     from fp_lightning.demo.uploads import EDIT_FACTOR, Uploads
-    from fp_lightning.demo.work import Works
 
     for name, value in (("max-megabytes", max_megabytes), ("max-megapixels", max_megapixels)):
         if not value > 0:
             raise InputError(f"--{name} must be above 0, got {value:g}")
     chosen = _device(device)
     precision = getattr(torch, dtype or ("float16" if chosen == "cuda" else "float32"))
-    desk = Desk(queue, per_user)
+    edit_queue = EditQueue(queue, per_user)
     pipe = FramePainterPipeline.from_pretrained(model, dtype=precision).to(chosen)
     finder = None if segmenter is None else Segmenter(segmenter, chosen)
     folder = Path(tempfile.mkdtemp(prefix="fp_lightning-demo-"))
@@ -92,8 +93,8 @@ def served(
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
     try:
         uploads = Uploads(cache, int(max_megabytes * 1e6), int(max_megapixels * 1e6))
-        works = Works(folder / "works", keep_hours)
-        page = Page(Studio(pipe, str(model)), desk, works, uploads, finder)
+        sessions = Sessions(folder / "sessions", keep_hours)
+        page = Page(EditService(pipe, str(model)), edit_queue, sessions, uploads, finder)
         page.blocks.queue(max_size=1000)
         try:
             _, url, _ = page.blocks.launch(
@@ -107,13 +108,14 @@ def served(
                 share=False,
                 theme=gradio.themes.Default(),
                 footer_links=["api"],
+                app_kwargs={"routes": script_routes()},
             )
         except OSError as error:
-            raise InputError(f"port {port} of {host} cannot be used; choose another one with --port") from error
+            raise InputError(f"port {port} of {host} cannot be used; choose another with --port") from error
         try:
             yield Served(url, page, folder)
         finally:
-            desk.close()
+            edit_queue.close()
             page.blocks.close(verbose=False)
     finally:
         if before is None:
@@ -124,25 +126,25 @@ def served(
 
 
 def serve(host: str, open_to_all: bool, password: str | None, **options: Any) -> None:
-    """Serves until Ctrl+C or SIGTERM, and says where.
+    """Serve until Ctrl+C or SIGTERM, and print the address.
 
-    On another address than this machine's own there is a password: the given one, or a new one that is printed,
-    unless `open_to_all`.
+    If the host is not this machine's loopback address, there is a password: `password`, or a random one that is
+    printed, unless `open_to_all`.
     """
     logging.getLogger("httpx").setLevel(logging.WARNING)
     local = _is_local(host)
     if open_to_all and password:
-        raise InputError("--password and --no-password exclude each other; leave one out")
+        raise InputError("--password and --no-password exclude each other; pass only one")
     if not local and not open_to_all and password is None:
         password = secrets.token_urlsafe(9)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the files are removed on this way, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # `served` then removes the files
     print(f"Loading {options.get('model', 'the model')} …", flush=True)
     with served(host=host, password=password, **options) as running:
-        print(f"The editor is at {running.url} (Ctrl+C ends it).")
+        print(f"The editor is at {running.url} (press Ctrl+C to stop).")
         if not local:
-            print(f"It listens on {host}: everybody who reaches this machine can reach it.")
+            print(f"It listens on {host}: anyone who can reach this machine can reach it.")
             if password is None:
-                print("It has no password, as you asked.")
+                print("It has no password (--no-password).")
         if password is not None:
             print(f"User name: {USER}   password: {password}")
         sys.stdout.flush()
@@ -156,11 +158,11 @@ def _is_local(host: str) -> bool:
         return False
 
 
-def _device(asked: str) -> str:
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise InputError("--device cuda: there is no GPU that torch can use; take cpu")
-    return ("cuda" if there else "cpu") if asked == "auto" else asked
+def _device(requested: str) -> str:
+    available = torch.cuda.is_available()
+    if requested == "cuda" and not available:
+        raise InputError("--device cuda: torch finds no GPU; use --device cpu")
+    return ("cuda" if available else "cpu") if requested == "auto" else requested
 
 
 def _free_port(host: str) -> int:

@@ -1,4 +1,4 @@
-"""Makes edits with the pipeline, one after another, and tells how they come along."""
+"""Runs edits with the pipeline, and reports their progress."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from fp_lightning.demo.desk import Cancelled, Job
 from fp_lightning.demo.pictures import data_url
+from fp_lightning.demo.queue import Cancelled, Job
 from fp_lightning.errors import InputError
 from fp_lightning.evaluation.correspondence import Matches, matches
 from fp_lightning.inference.pipeline import FramePainterPipeline
@@ -27,31 +27,31 @@ from fp_lightning.model.fingerprint import fingerprint
 from fp_lightning.types import to_uint8, to_unit_range
 
 logger = logging.getLogger(__name__)
-PREVIEW_SHARE = 0.15  # of the time, at most, goes into previews
+PREVIEW_SHARE = 0.15  # the most of an edit's time that previews may take
 MOST_STEPS = 200
 SAMPLING = tuple(field.name for field in fields(Sampling))
 
 
 @dataclass(frozen=True)
-class Step:
+class Progress:
     """How far an edit is."""
 
-    number: int  # of the candidate, from 0
-    done: int
+    candidate: int  # from 0
+    done: int  # steps
     steps: int
-    preview: str | None = None  # data URL of what it will be like, as last seen
+    preview: str | None = None  # data URL of the predicted clean image, at the last step that made one
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an edit took."""
+    """What edits took."""
 
     seconds: float
-    memory: str  # in words
+    memory: str  # for people, such as "5.1 GiB of GPU memory"
 
 
-class Studio:
-    """The pipeline, ready for edits from the page and from programs.
+class EditService:
+    """Edits with one pipeline, for the page and the API.
 
     Args:
         pipe: on its device.
@@ -65,11 +65,11 @@ class Studio:
         self.weights = fingerprint(pipe.control_encoder)
         self.signals: tuple[str, ...] | None = None if pipe.config.signals is None else tuple(pipe.config.signals)
 
-    def prepared(self, edit: Edit) -> Edit:
-        """The edit with all that it depends on written down.
+    def prepare(self, edit: Edit) -> Edit:
+        """Return the edit with size, steps, model and weights filled in, so that it can be reproduced.
 
         Raises:
-            InputError: a setting is not usable, or more than this server gives.
+            InputError: a setting is not usable, or exceeds this server's limits.
         """
         height, width = self.pipe.config.size
         defaults = {"height": height, "width": width, "num_inference_steps": Sampling.num_inference_steps}
@@ -78,42 +78,44 @@ class Studio:
         size = (settings["height"], settings["width"])
         self.editor.check_size(size)
         if size[0] * size[1] > 2 * height * width:
-            raise InputError(f"{size[0]} × {size[1]} px is more than twice what the model works at, {height} × {width}")
+            raise InputError(
+                f"{size[0]} × {size[1]} px is more than twice the model's size; use {height} × {width} px or smaller"
+            )
         if settings["num_inference_steps"] > MOST_STEPS:
-            raise InputError(f"{settings['num_inference_steps']} steps are more than {MOST_STEPS}; take fewer")
+            raise InputError(f"num_inference_steps must be at most {MOST_STEPS}, got {settings['num_inference_steps']}")
         return replace(edit, settings=settings, model=self.name, weights=self.weights)
 
-    def make(self, job: Job, edits: Sequence[Edit], finished: Callable[[Edit, Image.Image], Any]) -> Cost:
-        """Makes the edits in turn; those that are finished stay so if the job is cancelled.
+    def run(self, job: Job, edits: Sequence[Edit], finished: Callable[[Edit, Image.Image], Any]) -> Cost:
+        """Run edits in turn. The finished ones stay if the job is cancelled.
 
-        Tells the job a `Step` after each step, with a preview of the clean image that the step leads to.
+        Reports a `Progress` to the job after each step.
 
         Args:
-            edits: see `prepared`. One at a time, so that each is to the last bit what it is alone.
-            finished: is given each edit and its image.
+            edits: from `prepare`. They run one at a time, so that each equals the edit alone to the last bit.
+            finished: called with each edit and its image.
 
         Raises:
-            Cancelled: by the job.
+            Cancelled: the job was cancelled.
         """
         start = time.perf_counter()
         on_gpu = self.pipe.device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         for number, edit in enumerate(edits):
-            images = self.pipe(**edit.arguments(), **self._watched(job, number, edit), return_dict=False)[0]
+            images = self.pipe(**edit.arguments(), **self._callback(job, number, edit), return_dict=False)[0]
             finished(edit, images[0])
         if on_gpu:
-            memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of the GPU"
+            memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory"
         else:
-            memory = f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB"
+            memory = f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB of memory"
         return Cost(time.perf_counter() - start, memory)
 
-    def _watched(self, job: Job, number: int, edit: Edit) -> dict[str, Any]:
-        """The pipeline's arguments that tell the job of every step."""
+    def _callback(self, job: Job, number: int, edit: Edit) -> dict[str, Any]:
+        """The pipeline's arguments that report every step to the job."""
         steps, start, spent = edit.settings["num_inference_steps"], time.perf_counter(), 0.0
-        preview: str | None = None  # the last one, which holds until the next
+        preview: str | None = None  # shown until the next one
 
-        def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> None:
+        def report(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> None:
             nonlocal spent, preview
             job.check()
             begun = time.perf_counter()
@@ -121,12 +123,12 @@ class Studio:
                 clean = self.editor.decode(tensors["denoised"][:, 1:])[0, 0]
                 preview = data_url(to_pil_image(to_uint8(clean).cpu()))
                 spent += time.perf_counter() - begun
-            job.tell(Step(number, step + 1, steps, preview))
+            job.report(Progress(number, step + 1, steps, preview))
 
-        return {"callback_on_step_end": tell, "callback_on_step_end_tensor_inputs": ("denoised",)}
+        return {"callback_on_step_end": report, "callback_on_step_end_tensor_inputs": ("denoised",)}
 
     def matches(self, edit: Edit, result: Image.Image) -> Matches | None:
-        """Where each place of a result comes from, see `fp_lightning.evaluation.correspondence.matches`."""
+        """Find where each place of a result attends to, see `fp_lightning.evaluation.correspondence.matches`."""
         size = (edit.settings["height"], edit.settings["width"])
         layers = None if edit.sketch is None else [edit.sketch]
         signals = {"sketch": layers, "coarse": edit.coarse, "points": edit.points}
@@ -135,18 +137,21 @@ class Studio:
         return matches(self.editor, batch, seeded_generators(["result"], edit.seed, "matches"))
 
 
-def sentence(error: BaseException) -> str:
-    """What to say to somebody whose edit failed; what they cannot mend is logged."""
+def error_message(error: BaseException) -> str:
+    """Return a sentence for the user; log errors that the user cannot mend."""
     if isinstance(error, Cancelled):
         return "Cancelled; your drawing is kept."
     if isinstance(error, InputError):
         text = str(error)
-        if text.split(" ", 1)[0].isalpha():  # and no file's name
+        if text.split(" ", 1)[0].isalpha():  # not a file name
             text = text[0].upper() + text[1:]
         return text + ("" if text.endswith((".", "!", "?")) else ".")
     logger.error("an edit failed", exc_info=error)
     if isinstance(error, torch.cuda.OutOfMemoryError):
         gc.collect()
         torch.cuda.empty_cache()
-        return "The GPU ran out of memory; your drawing is kept. Try again, or with a guidance of 1, which takes less."
-    return f"Something went wrong on the server ({type(error).__name__}); your drawing is kept. Try again."
+        return (
+            "The GPU ran out of memory; your drawing is kept. Try again, or set the guidance scale to 1, which needs "
+            "less memory."
+        )
+    return f"The server failed ({type(error).__name__}); your drawing is kept. Try again."
