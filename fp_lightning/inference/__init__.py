@@ -1,1 +1,1 @@
-"""From a trained editor to an edited photo."""
+"""Inference: edit photos with a trained editor."""

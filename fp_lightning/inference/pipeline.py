@@ -1,4 +1,4 @@
-"""FramePainterPipeline: an image and what the user drew → the edited image, as a diffusers pipeline."""
+"""FramePainterPipeline: edit an image by a sketch, a coarse edit or drag points, as a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -37,23 +37,27 @@ StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]
 
 @dataclass
 class FramePainterOutput(BaseOutput):
-    """Edited images at the sizes of the inputs, or latents [b, 2, 4, h, w] of source and edit."""
+    """The output of a pipeline call.
+
+    Attributes:
+        images: edited images at the sizes of the inputs, or scaled latents [b, 2, c, h, w] of source and edit.
+    """
 
     images: list[Image.Image] | list[np.ndarray] | list[Tensor] | Tensor
 
 
 class FramePainterPipeline(SavedPipeline):
-    """Edits images. Made by `from_editor` or `from_pretrained`, kept by `save_pretrained`.
+    """A diffusers pipeline that edits images. Create it with `from_pretrained` or `from_editor`.
 
     Args:
-        unet, control_encoder, vae, image_encoder, scheduler: the parts of a `FramePainter`.
-        size: (height, width) in pixels at which the network works; inputs are resized to it and back.
+        unet, control_encoder, vae, image_encoder, scheduler: the parts of a `FramePainter` on SVD.
+        size: (height, width) in pixels at which the network works. Inputs are resized to it, and results back.
         control_frames, control_factor: see `FramePainter`.
-        signals: what it was trained on, of "sketch", "coarse" and "points"; None if that is not known.
+        signals: the signals of the training data, of "sketch", "coarse" and "points"; None if unknown.
     """
 
     model_cpu_offload_seq = "image_encoder->unet->vae"
-    _exclude_from_cpu_offload = ["control_encoder"]  # noqa: RUF012  14 MB that every step needs
+    _exclude_from_cpu_offload = ["control_encoder"]  # noqa: RUF012  14 MB, used at every step
     _callback_tensor_inputs = ["latents", "denoised"]  # noqa: RUF012
 
     def __init__(
@@ -86,7 +90,15 @@ class FramePainterPipeline(SavedPipeline):
 
     @classmethod
     def from_editor(cls, editor: FramePainter, size: tuple[int, int]) -> FramePainterPipeline:
-        """A pipeline over the parts of `editor`, which works at `size` (height, width)."""
+        """Build a pipeline on the parts of `editor`, without copying them.
+
+        Args:
+            editor: an editor on SVD.
+            size: (height, width) in pixels at which the network works.
+
+        Raises:
+            InputError: `size` does not fit the network, or the editor is not built on SVD.
+        """
         editor.check_size(size)
         prior = svd_prior(editor.prior)
         return cls(
@@ -101,21 +113,21 @@ class FramePainterPipeline(SavedPipeline):
         )
 
     def model_card(self, title: str) -> str:
-        """Markdown that says what the pipeline is, how it is used and what its settings are."""
+        """Return a model card in Markdown: what the pipeline is, how to use it, and its settings."""
         settings = pipeline_settings(self.editor.settings(), self.config.size)
         return model_card(title, settings, self.config.signals)
 
     def enable_vae_slicing(self) -> None:
-        """Encodes and decodes one image of a batch at a time: less memory."""
+        """Encode and decode one image at a time, which takes less memory."""
         self._vae_slicing = True
 
     def disable_vae_slicing(self) -> None:
-        """Encodes and decodes all images of a batch at once."""
+        """Encode and decode all images of a batch at once."""
         self._vae_slicing = False
 
     @property
     def editor(self) -> FramePainter:
-        """The parts, joined."""
+        """The parts as an editor in evaluation mode."""
         editor = FramePainter(
             SVDPrior(self.unet, self.vae, self.image_encoder, self.scheduler),
             self.control_encoder,
@@ -150,40 +162,40 @@ class FramePainterPipeline(SavedPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> FramePainterOutput | tuple:
-        """Edits one image by one or more signals, or a list of images by a list of each signal.
+        """Edit one image by one or more signals, or several images by lists of signals.
+
+        If `image` is a list, each signal is None or a list of the same length. Its entry is None for an image without
+        this signal. Every image needs at least one signal.
 
         Args:
-            image: of any mode and size, turned upright as its EXIF says; transparency is left out. Signals
-                are given for the upright image.
-            sketch: what counts as a stroke is said in `strokes`. A list is the layers of one sketch: their
-                strokes are united.
-            coarse: the image with parts moved roughly where they shall be, see `coarse_image`.
+            image: image of any mode and size. It is turned upright by its EXIF orientation, and transparency is
+                ignored. Positions in signals refer to the upright image.
+            sketch: target outline, see `strokes`. A list of images holds the layers of one sketch, whose strokes are
+                combined.
+            coarse: the image with parts moved roughly to their target positions, see `coarse_image`.
             points: drags, rows of (x_src, y_src, x_tgt, y_tgt) in pixels of the image, see `drags`.
             num_inference_steps, guidance_scale, control_scale, solver, guidance_interval, reuse: see `Sampling`.
-            height, width: pixels at which the network works, in place of the pipeline's `size`.
-            generator: one for all, or one an image; on the CPU. None draws new noise at every call.
-            keep_unedited: paste the photo back, to the last bit, where the edit did not change it, with a soft
-                border; see `edit_mask` for how that is found out.
-            region: bright, or opaque on a transparent sheet, where the photo may change; everywhere else it is kept
-                to the last bit. The border is soft on the inside.
-            output_type: "pil"; "np", arrays [H, W, 3], or "pt", tensors [3, H, W], both float32 in [0, 1];
-                "latent", the scaled latents [b, 2, 4, h, w].
-            return_dict: False returns a tuple of the images alone.
-            callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step; the dictionary that
-                it returns may hold other latents to go on with. An exception ends the edit.
-            callback_on_step_end_tensor_inputs: which tensors: "latents", and "denoised", the clean latents that they
-                lead to as the step saw them; both [b, 2, 4, h, w], scaled.
-
-        With a list of images every signal that is given is a list as long, with None for an image that
-        has another one.
+            height, width: size in pixels at which the network works. The default is the pipeline's `size`.
+            generator: a generator, or a list of one per image; on the CPU. None draws new noise at every call.
+            keep_unedited: paste the photo back where the edit did not change it, with a soft border. Pixels there
+                equal the photo exactly. See `edit_mask`.
+            region: mask of the pixels that may change: bright, or opaque on a transparent background. All other
+                pixels equal the photo exactly. The border is soft on the inside.
+            output_type: "pil"; "np": arrays [H, W, 3]; "pt": tensors [3, H, W], both float32 in [0, 1]; "latent":
+                scaled latents [b, 2, c, h, w].
+            return_dict: False returns a tuple (images,).
+            callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step. It may return a
+                dictionary whose "latents" replace the current ones. An exception cancels the edit.
+            callback_on_step_end_tensor_inputs: names of the tensors that the callback receives: "latents", and
+                "denoised", the last denoised latents D(x; σ). Both are scaled, [b, 2, c, h, w].
 
         Raises:
-            InputError: an image without a signal, lists of other lengths, or a value that is not usable.
+            InputError: an image has no signal, a list has a wrong length, or a value is invalid.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         if (keep_unedited or region is not None) and output_type == "latent":
-            raise InputError("keep_unedited and region need images; leave them out with output_type latent")
+            raise InputError("keep_unedited and region need output_type pil, np or pt, got latent; leave them out")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise InputError(
                 f"callback_on_step_end_tensor_inputs may hold {' and '.join(self._callback_tensor_inputs)}, "
@@ -211,8 +223,8 @@ class FramePainterPipeline(SavedPipeline):
                 if callback_on_step_end is None:
                     return None
                 tensors = {"latents": latents, "denoised": denoised}
-                asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                return (callback_on_step_end(self, step, levels[step], asked) or {}).get("latents")
+                requested = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                return (callback_on_step_end(self, step, levels[step], requested) or {}).get("latents")
 
             latents = sample_latents(editor, batch, settings, generators, progress)
         if output_type == "latent":
@@ -225,28 +237,48 @@ class FramePainterPipeline(SavedPipeline):
             unchanged = list(
                 editor.decode(editor.encode(batch.source)[:, None].expand(-1, 2, -1, -1, -1) * factor)[:, 1]
             )
-        results = [_pasted(*each) for each in zip(images, edited, unchanged, regions, strict=True)]
+        results = [_paste(*each) for each in zip(images, edited, unchanged, regions, strict=True)]
         self.maybe_free_model_hooks()
         outputs = [_as_type(result, output_type) for result in results]
         return FramePainterOutput(images=outputs) if return_dict else (outputs,)
 
     @staticmethod
     def sample(name: str, image: Image.Image, signals: dict[str, Any], size: tuple[int, int]) -> EditBatch:
-        """One upright image with its signals, some of them None, at the network's size."""
+        """Return a batch of one upright image and its signals at the network's size.
+
+        Args:
+            name: name of the sample.
+            image: the upright image.
+            signals: signals by name ("sketch", "coarse", "points"); None where the image has none.
+            size: (height, width) in pixels at which the network works.
+
+        Raises:
+            InputError: a signal is invalid.
+        """
         shape = (image.height, image.width)
         read = {
             "sketch": lambda layers: torch.stack([strokes(layer, shape, size) for layer in layers]).amax(0),
-            "coarse": lambda drawn: coarse_image(drawn, image, size),
-            "points": lambda drawn: drags(drawn, shape, size),
+            "coarse": lambda edit: coarse_image(edit, image, size),
+            "points": lambda rows: drags(rows, shape, size),
         }
-        drawn = {kind: read[kind](value) for kind, value in signals.items() if value is not None}
+        fields = {kind: read[kind](value) for kind, value in signals.items() if value is not None}
         return EditBatch(
-            to_unit_range(squeeze(image, size))[None], [name], **signal_fields(size, **drawn, among=signals)
+            to_unit_range(squeeze(image, size))[None], [name], **signal_fields(size, **fields, among=signals)
         )
 
 
-def _pasted(photo: Image.Image, edited: Tensor, unchanged: Tensor | None, region: Image.Image | None) -> Tensor:
-    """An edit [3, h, w] as uint8 at its photo's size, with the photo kept where it was not edited or may not be."""
+def _paste(photo: Image.Image, edited: Tensor, unchanged: Tensor | None, region: Image.Image | None) -> Tensor:
+    """Resize an edit to its photo, and keep the photo where it is unedited or outside the region.
+
+    Args:
+        photo: the upright photo.
+        edited: float [3, h, w] in [-1, 1].
+        unchanged: the photo after the VAE's encoder and decoder, like `edited`; None does not keep unedited pixels.
+        region: mask of the pixels that may change; None allows all.
+
+    Returns:
+        uint8 [3, H, W] at the photo's size.
+    """
     size = (photo.height, photo.width)
     if unchanged is None and region is None:
         return unsqueeze(edited, size)
@@ -260,7 +292,7 @@ def _pasted(photo: Image.Image, edited: Tensor, unchanged: Tensor | None, region
 
 
 def _as_type(image: Tensor, output_type: OutputType) -> Any:
-    """uint8 [3, H, W] → what the caller asked for."""
+    """Convert an image, uint8 [3, H, W], to `output_type`."""
     if output_type == "pil":
         return to_pil_image(image)
     return image.float() / 255 if output_type == "pt" else image.movedim(0, -1).numpy().astype(np.float32) / 255

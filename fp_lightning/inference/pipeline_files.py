@@ -1,4 +1,4 @@
-"""Loading, saving and uploading a pipeline."""
+"""Load, save and upload a pipeline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fp_lightning.model.svd.load import local_folder
 from fp_lightning.weights.folders import empty_networks, open_part, read_index, read_json
 from fp_lightning.weights.tensorfiles import check_weights
 
-ALIGNMENT = 64  # bytes, as memory that torch allocates
+ALIGNMENT = 64  # bytes, the alignment of memory that torch allocates
 
 
 class SavedPipeline(DiffusionPipeline):
@@ -27,18 +27,19 @@ class SavedPipeline(DiffusionPipeline):
     def from_pretrained(  # type: ignore[override]
         cls, model: str | os.PathLike, *, dtype: Any = torch.float32, variant: str | None = None, **kwargs: Any
     ) -> Self:
-        """Load a saved pipeline. Weights are checked against the networks by name and shape before they are loaded.
+        """Load a saved pipeline. Names and shapes of all weights are checked first.
 
         Args:
             model: a folder that `save_pretrained` or `fp-lightning convert` wrote, a hub id, or "tiny-editor".
-            dtype: of all parts, whatever type the files have. The VAE runs in float32 if its configuration says so.
-                `torch_dtype` is its older name.
-            variant: of the weight files, for example "fp16".
+            dtype: type of all parts. The VAE runs in float32 if its configuration sets `force_upcast`. `torch_dtype` is
+                an older name of this argument.
+            variant: variant of the weight files, for example "fp16".
             kwargs: parts that replace the saved ones, and arguments of `DiffusionPipeline.from_pretrained`.
                 Weights are safetensors; pickles are not opened.
 
         Raises:
-            InputError: the folder or the hub repository is missing, gated, unreachable, of another kind or damaged.
+            InputError: the folder or the hub repository is missing, gated, unreachable, damaged, or no
+                FramePainter pipeline.
         """
         if kwargs.pop("use_safetensors", True) is False:
             raise InputError("use_safetensors is False, which would open pickles; leave it out")
@@ -56,16 +57,19 @@ class SavedPipeline(DiffusionPipeline):
             str(folder), dtype=kwargs.pop("torch_dtype", dtype), variant=variant, use_safetensors=True, **kwargs
         )
         for part in networks:
-            for weight in getattr(pipe, part).parameters():  # mapped files are not aligned: other last bits
+            for weight in getattr(pipe, part).parameters():
+                # memory-mapped weights can be unaligned, which changes the last bits of results
                 if weight.device.type == "cpu" and weight.data_ptr() % ALIGNMENT:
                     weight.data = weight.data.clone()
         return pipe
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write a folder in diffusers' format. Adds a model card, README.md, unless there is one.
+        """Write a folder in diffusers' format. Add a model card, README.md, if the folder has none.
 
         Args:
-            kwargs: of `DiffusionPipeline.save_pretrained`; with `push_to_hub=True` those of `push_to_hub`, too.
+            save_directory: the folder.
+            kwargs: arguments of `DiffusionPipeline.save_pretrained`, and with `push_to_hub=True` those of
+                `push_to_hub`.
 
         Raises:
             InputError: `safe_serialization` is False.
@@ -91,7 +95,16 @@ class SavedPipeline(DiffusionPipeline):
         create_pr: bool = False,
         variant: str | None = None,
     ) -> str:
-        """Upload the pipeline with its model card, and return the address of the commit."""
+        """Upload the pipeline with its model card, and return the URL of the commit.
+
+        Args:
+            repo_id: hub id of the repository, which is created if it does not exist.
+            private: create the repository as private.
+            token: access token; None uses the saved login.
+            commit_message: message of the commit.
+            create_pr: open a pull request instead of a commit on the main branch.
+            variant: variant of the weight files, for example "fp16".
+        """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, variant=variant, repo_id=repo_id)
             return self._upload(Path(folder), repo_id, private, token, commit_message, create_pr)
@@ -105,6 +118,7 @@ class SavedPipeline(DiffusionPipeline):
         commit_message: str = "Upload FramePainterPipeline",
         create_pr: bool = False,
     ) -> str:
+        """Upload a folder, and return the URL of the commit."""
         api = HfApi(token=token)
         name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message, create_pr=create_pr)

@@ -1,4 +1,4 @@
-"""Sampling: a solver over a Karras schedule, guidance with inverse-square decay."""
+"""Sampling: a solver on the Karras schedule, with classifier-free guidance that decays over the steps."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ from fp_lightning.types import EditBatch
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an edit is drawn.
+    """Sampling settings of an edit.
 
     Args:
-        num_inference_steps: of the solver.
-        guidance_scale: w at the first step; it decays to 1. 1 is no guidance, and half the work.
-        control_scale: strength of the control image and of the drag points.
-        solver: "euler" (paper), "dpmpp_2m", or "heun", which evaluates the network twice a step.
-        guidance_interval: (least, greatest) noise level σ that is guided (Kynkäänniemi et al. 2024, arXiv
-            2404.07724); outside of it w is 1, and the work half. None guides all.
-        reuse: the deep features of the network are made at every `reuse`-th evaluation and reused between, which
-            approximates (`DeepFeatures`). 1 makes them always.
+        num_inference_steps: number of solver steps, 1 or more; the paper uses 25.
+        guidance_scale: guidance weight w at the first step; it decays towards 1. 1 disables guidance, which halves the
+            network's work.
+        control_scale: strength of the control image and of the drag points; 0 ignores them.
+        solver: "euler" (paper), "dpmpp_2m", or "heun", which evaluates the network twice per step.
+        guidance_interval: lowest and highest noise level σ with guidance (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+            At other levels w = 1, which halves the work. None applies guidance at all levels.
+        reuse: compute the network's deep features at every `reuse`-th evaluation and reuse them in between. This is an
+            approximation, see `DeepFeatures`. 1 disables it.
+
+    Raises:
+        InputError: an unknown solver, or a value outside its range.
     """
 
     num_inference_steps: int = 25
@@ -45,39 +49,51 @@ class Sampling:
         if self.solver not in SOLVERS:
             raise InputError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
         if self.reuse < 1:
-            raise InputError(f"reuse must be 1, which reuses nothing, or more, got {self.reuse}")
+            raise InputError(f"reuse must be at least 1, got {self.reuse}; 1 reuses nothing")
         interval = self.guidance_interval
         if interval is not None and not (len(interval) == 2 and 0 <= interval[0] <= interval[1]):
-            raise InputError(f"guidance_interval must be two noise levels, 0 ≤ least ≤ greatest, got {interval}")
+            raise InputError(f"guidance_interval must be two noise levels, 0 ≤ lowest ≤ highest, got {interval}")
         if self.num_inference_steps < 1:
             raise InputError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
 
 
 def guidance_weights(scale: float, sigmas: Sequence[float], interval: tuple[float, float] | None = None) -> list[float]:
-    """w at each of N noise levels, (w − 1)(1 − i/N)² + 1: the released model's decay, the same for both frames.
+    """Return the guidance weight at each of N noise levels: (scale − 1)(1 − i/N)² + 1.
 
-    1 outside of `interval`.
+    This is the released model's decay. Both frames have the same weight.
+
+    Args:
+        scale: weight at i = 0.
+        sigmas: the noise levels.
+        interval: lowest and highest level with guidance; the weight is 1 at other levels. None: all levels.
     """
-    least, greatest = interval or (0.0, float("inf"))
+    lowest, highest = interval or (0.0, float("inf"))
     steps = len(sigmas)
     decaying = [(scale - 1) * (1 - step / steps) ** 2 + 1 for step in range(steps)]
-    return [w if least <= sigma <= greatest else 1.0 for w, sigma in zip(decaying, sigmas, strict=True)]
+    return [w if lowest <= sigma <= highest else 1.0 for w, sigma in zip(decaying, sigmas, strict=True)]
 
 
 def guided(editor: FramePainter, condition: Condition, weights: Sequence[float], reuse: int = 1) -> Denoise:
-    """The editor's denoiser under classifier-free guidance by the weight of each step; 1 computes one half alone.
+    """Return the editor's denoiser with classifier-free guidance.
 
-    The unconditional half has neither control nor points, so the control encoder runs for the other alone.
+    D = D_uncond + w (D_cond − D_uncond) with the weight w of the step. If w = 1, only D_cond is computed. The
+    unconditional half has no control image and no points, so the control encoder runs for the conditional half only.
+
+    Args:
+        editor: the editor.
+        condition: the condition of the conditional half.
+        weights: w of each step.
+        reuse: see `Sampling`.
     """
     both = replace(Condition.cat(condition.unconditional(), condition), control=condition.control)
     deep = DeepFeatures() if reuse > 1 else None
-    age = 0  # evaluations since the deep features were made
+    age = 0  # evaluations since the deep features were computed
 
     def call(x: Tensor, levels: Tensor, condition: Condition) -> Tensor:
         nonlocal age
         if deep is not None:
-            kept, needed = (0 if deep.features is None else len(deep.features)), len(x) * FRAMES
-            deep.reuse = 0 < age < reuse and kept >= needed
+            stored, needed = (0 if deep.features is None else len(deep.features)), len(x) * FRAMES
+            deep.reuse = 0 < age < reuse and stored >= needed
             if deep.reuse and deep.features is not None:
                 deep.features = deep.features[-needed:]  # the conditional half comes last
             age = age + 1 if deep.reuse else 1
@@ -87,8 +103,8 @@ def guided(editor: FramePainter, condition: Condition, weights: Sequence[float],
         weight, levels = weights[step], sigma.expand(len(x))
         if weight == 1:
             return call(x, levels, condition)
-        without, given = call(torch.cat([x, x]), torch.cat([levels, levels]), both).chunk(2)
-        return without + weight * (given - without)
+        unconditional, conditional = call(torch.cat([x, x]), torch.cat([levels, levels]), both).chunk(2)
+        return unconditional + weight * (conditional - unconditional)
 
     return denoise
 
@@ -96,9 +112,11 @@ def guided(editor: FramePainter, condition: Condition, weights: Sequence[float],
 def prepare(
     editor: FramePainter, batch: EditBatch, settings: Sampling, generators: edm.Generators
 ) -> tuple[Condition, list[float], Tensor, Tensor]:
-    """What a solver starts from: the condition, the guidance weights, the noise levels, the state at the first of them.
+    """Return the inputs of a solver. Arguments and errors are those of `sample_latents`.
 
-    Arguments and errors are `sample_latents`'.
+    Returns:
+        The condition; the guidance weight of each step; the noise levels [n + 1]; and the state at the first level,
+        scaled latents [b, 2, c, h, w].
     """
     height, width = batch.source.shape[-2:]
     editor.check_size((height, width))
@@ -124,13 +142,18 @@ def sample_latents(
     generators: edm.Generators,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Scaled latents [b, 2, 4, h, w] of the source and of the edit.
+    """Sample edits as latents.
 
     Args:
-        batch: with source and what the user drew, control, points or both; others are not looked at.
-        generators: one a sample, on the CPU; a sample's result depends on its own alone.
-        progress: called after each step with the latents and the clean ones that they lead to, as the step saw them;
-            it may return other latents to go on with.
+        editor: the editor.
+        batch: source, with control, points or both. Other fields are ignored.
+        settings: sampling settings.
+        generators: one per sample, on the CPU. A sample's result depends on its own generator only.
+        progress: called after each step with the step, the latents and the last denoised latents D(x; σ). It may
+            return latents that replace the current ones.
+
+    Returns:
+        Scaled latents [b, 2, c, h, w] of the source and the edited frame.
 
     Raises:
         InputError: height or width does not fit the network.
@@ -146,5 +169,5 @@ def sample(
     generators: edm.Generators,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Edited images [b, 3, h, w] in [-1, 1]; see `sample_latents`."""
+    """Sample edited images [b, 3, H, W] in [-1, 1]. See `sample_latents`."""
     return editor.decode(sample_latents(editor, batch, settings, generators, progress))[:, 1]

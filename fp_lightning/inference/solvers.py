@@ -1,8 +1,14 @@
-"""Solvers of the probability-flow ODE dx/dσ = (x − D(x; σ)) / σ: plain functions of a denoiser and its noise levels.
+"""Solvers of the probability-flow ODE dx/dσ = (x − D(x; σ)) / σ (Karras et al. 2022, Eq. 1 and 3).
 
-Each takes `denoise`, the state at the first level, `sigmas` [n + 1] falling to 0, and `progress`, which is told every
-step, with the clean latents that its last evaluation saw, and may return another state to go on with. A denoiser is
-called as (x, sigma, i) with sigma = sigmas[i].
+All solvers have the same arguments:
+
+- `denoise`: called as (x, sigma, i) with sigma = sigmas[i]; returns D(x; σ).
+- `x`: the state at the first noise level, any shape.
+- `sigmas`: n + 1 noise levels that fall to 0.
+- `progress`: called after every step with the step, the new state and the last D(x; σ). If it returns a tensor, that
+  tensor replaces the state.
+
+They return the state at σ = 0.
 """
 
 from __future__ import annotations
@@ -13,22 +19,28 @@ from typing import Literal
 
 from torch import Tensor
 
-Denoise = Callable[[Tensor, Tensor, int], Tensor]  # (x, sigma, step) → the clean latents as seen from x
-Progress = Callable[[int, Tensor, Tensor], Tensor | None]  # (step, latents after it, clean ones) → others to go on with
+Denoise = Callable[[Tensor, Tensor, int], Tensor]  # (x, sigma, step) → D(x; σ)
+Progress = Callable[[int, Tensor, Tensor], Tensor | None]  # (step, state, D) → None or a new state
 SolverName = Literal["euler", "heun", "dpmpp_2m"]
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, progress: Progress | None = None) -> Tensor:
-    """First order, one evaluation a step (Karras et al. 2022, Algorithm 1 without its correction)."""
+    """Solve with Euler's method: first order, one evaluation per step.
+
+    Karras et al. 2022, Algorithm 1 without the second-order correction.
+    """
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
         clean = denoise(x, sigma, step)
         slope = (x - clean) / sigma
-        x = _told(progress, step, x + slope * (following - sigma), clean)
+        x = _report(progress, step, x + slope * (following - sigma), clean)
     return x
 
 
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, progress: Progress | None = None) -> Tensor:
-    """Second order, two evaluations a step but one in the last (Karras et al. 2022, Algorithm 1)."""
+    """Solve with Heun's method: second order, two evaluations per step and one in the last step.
+
+    Karras et al. 2022, Algorithm 1.
+    """
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
         clean = denoise(x, sigma, step)
         slope = (x - clean) / sigma
@@ -37,30 +49,31 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, progress: Progress | None 
             clean = denoise(ahead, following, step + 1)
             slope = (slope + (ahead - clean) / following) / 2
             ahead = x + slope * (following - sigma)
-        x = _told(progress, step, ahead, clean)
+        x = _report(progress, step, ahead, clean)
     return x
 
 
 def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, progress: Progress | None = None) -> Tensor:
-    """Second order from the last two evaluations, one a step: DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095).
+    """Solve with DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095).
 
-    The first and the last step are of first order.
+    Second order from the last two evaluations, one evaluation per step. The first and the last step are first order.
     """
-    before, previous = None, None  # the last evaluation and its level
+    before, previous = None, None  # D(x; σ) and σ of the last step
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
         clean = denoise(x, sigma, step)
-        towards = clean
+        target = clean
         if before is not None and step + 2 < len(sigmas):
             ratio = (sigma / following).log() / (previous / sigma).log() / 2
-            towards = clean + ratio * (clean - before)
+            target = clean + ratio * (clean - before)
         before, previous = clean, sigma
-        x = _told(progress, step, towards + (following / sigma) * (x - towards), clean)
+        x = _report(progress, step, target + (following / sigma) * (x - target), clean)
     return x
 
 
-def _told(progress: Progress | None, step: int, x: Tensor, clean: Tensor) -> Tensor:
-    changed = progress(step, x, clean) if progress is not None else None
-    return x if changed is None else changed
+def _report(progress: Progress | None, step: int, x: Tensor, clean: Tensor) -> Tensor:
+    """Call `progress`, and return the state that it returns, or `x`."""
+    replacement = progress(step, x, clean) if progress is not None else None
+    return x if replacement is None else replacement
 
 
 SOLVERS: dict[str, Callable[[Denoise, Tensor, Tensor, Progress | None], Tensor]] = {

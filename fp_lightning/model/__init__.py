@@ -1,1 +1,1 @@
-"""The editor's network."""
+"""The editor: video prior, control encoder, matching attention and their losses."""

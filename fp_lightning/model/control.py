@@ -1,4 +1,4 @@
-"""The sparse control encoder (paper section 3.1, after ControlNeXt) and how its response enters the U-Net."""
+"""The sparse control encoder (paper, section 3.1, after ControlNeXt) and the injection of its response."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _TIME_CHANNELS, _TIME_WIDTH = 128, 256
 
 
 class ControlEncoder(ModelMixin, ConfigMixin):
-    """Control image [b, 3, h, w] in [0, 1] → response [b, out_channels, h/8, w/8].
+    """Encodes a control image [b, 3, h, w] in [0, 1] into a response [b, out_channels, h/8, w/8].
 
-    The defaults are the released model's: 3,526,400 parameters under its own names. No layer starts
-    at zero; the cross-normalisation of `inject` keeps the response in proportion instead.
+    The defaults are the released model's, with its parameter names: 3,526,400 parameters. No layer starts at zero.
+    Instead, the cross-normalisation of `inject` scales the response to the U-Net's features.
 
     Args:
         widths: channels of the stem and of the two residual stages.
@@ -63,7 +63,15 @@ class ControlEncoder(ModelMixin, ConfigMixin):
         )
 
     def forward(self, control: Tensor, c_noise: Tensor) -> Tensor:
-        """Encodes `control` [b, 3, h, w] at continuous timesteps `c_noise` [b] (¼ ln σ)."""
+        """Encode a control image.
+
+        Args:
+            control: [b, 3, h, w] in [0, 1].
+            c_noise: continuous timesteps [b], ¼ ln σ.
+
+        Returns:
+            The response [b, out_channels, h/8, w/8].
+        """
         embedding = self.time_embedding(self.time_proj(c_noise).to(control.dtype))
         x = self.embedding(control)
         for res, down in zip(self.down_res, self.down_sample, strict=True):
@@ -72,19 +80,19 @@ class ControlEncoder(ModelMixin, ConfigMixin):
 
 
 def inject(features: Tensor, response: Tensor, scale: Tensor) -> Tensor:
-    """Adds the cross-normalised `response` to `features` (ControlNeXt, section 3.3).
+    """Return `features` plus the cross-normalised `response` (ControlNeXt, section 3.3).
 
-    The response takes each feature map's own mean and standard deviation over (c, h, w) at its own
-    resolution, *then* is average-pooled to the features' size.
+    The response is normalised, at its full resolution, to the mean and standard deviation of the features over
+    (c, h, w). Then it is average-pooled to the size of the features.
 
     Args:
-        features: [n, c, h, w], the U-Net's first block after its downsampler.
-        response: [n, c, H, W] from the control encoder.
-        scale: [n] factor per image; at 0 the features come back unchanged.
+        features: [n, c, h, w], the output of the U-Net's first block after its downsampler.
+        response: [n, c, H, W], the output of the control encoder.
+        scale: [n], factor per image. 0 leaves the features unchanged.
     """
     dims = (1, 2, 3)
     mean, std = features.mean(dims, keepdim=True), features.std(dims, keepdim=True)
-    own_mean, own_std = response.mean(dims, keepdim=True), response.std(dims, keepdim=True)
-    response = (response - own_mean) * (std / (own_std + 1e-5)) + mean
+    response_mean, response_std = response.mean(dims, keepdim=True), response.std(dims, keepdim=True)
+    response = (response - response_mean) * (std / (response_std + 1e-5)) + mean
     response = F.adaptive_avg_pool2d(response, (features.shape[-2], features.shape[-1]))
     return features + response * scale.to(features.dtype)[:, None, None, None]

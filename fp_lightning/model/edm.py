@@ -1,4 +1,7 @@
-"""Stable Video Diffusion in EDM form (Karras et al. 2022, Table 1; v-prediction): pure functions of σ."""
+"""Stable Video Diffusion in EDM form (Karras et al. 2022, Table 1; v-prediction).
+
+Preconditioning, loss weight and noise levels are pure functions of σ. Noise is drawn from one generator per sample.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Generators = Sequence[torch.Generator | None]  # one a sample, on the CPU; None is torch's own
+Generators = Sequence[torch.Generator | None]  # one per sample, on the CPU; None uses torch's global generator
 
 
 class Scalings(NamedTuple):
@@ -22,45 +25,50 @@ class Scalings(NamedTuple):
 
 
 def scalings(sigma: Tensor) -> Scalings:
-    """The v-prediction scalings at noise levels `sigma` > 0, each of its shape."""
+    """Return the v-prediction scalings at noise levels `sigma` > 0. Each has the shape of `sigma`."""
     variance = sigma**2 + 1
     return Scalings(1 / variance, -sigma / variance.sqrt(), 1 / variance.sqrt(), sigma.log() / 4)
 
 
 def loss_weight(sigma: Tensor) -> Tensor:
-    """(1 + σ²) / σ² = 1 / c_out²: makes the loss on D an unweighted v-prediction loss on F."""
+    """Return (1 + σ²) / σ² = 1 / c_out². It makes the loss on D an unweighted v-prediction loss on F."""
     return (1 + sigma**2) / sigma**2
 
 
 def log_normal(shape: tuple[int, ...], mean: float, std: float, generator: torch.Generator | None = None) -> Tensor:
-    """exp(mean + std · n), n standard normal: training noise levels and noise augmentation. On the CPU."""
+    """Draw exp(mean + std · n) with standard normal n, on the CPU.
+
+    Used for training noise levels and for noise augmentation.
+    """
     return (mean + std * torch.randn(shape, generator=generator)).exp()
 
 
 def seeded_generator(*parts: object) -> torch.Generator:
-    """A CPU generator whose seed is a hash of `parts`: the same in every process, at every batch size."""
+    """Return a CPU generator seeded by a hash of `parts`. It is the same in every process and at every batch size."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
 def seeded_generators(names: Iterable[str], *parts: object) -> list[torch.Generator]:
-    """The generator of each sample, seeded by `parts` and its name."""
+    """Return one generator per sample name, seeded by `parts` and the name."""
     return [seeded_generator(*parts, name) for name in names]
 
 
 def drawn(draw: Callable[..., Tensor], generators: Generators) -> Tensor:
-    """What `draw(generator=g)` gives for the generator of each sample, stacked: a sample's own in any batch."""
+    """Stack `draw(generator=g)` over the generators. A sample gets the same values in any batch."""
     return torch.stack([draw(generator=generator) for generator in generators])
 
 
 def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0) -> Tensor:
-    """The noise levels of `steps` sampling steps, falling from `sigma_max` to `sigma_min`, then 0.
+    """Return the noise levels of `steps` sampling steps, falling from `sigma_max` to `sigma_min`, then 0.
 
-    Karras et al. 2022, Eq. 5; the defaults are the scheduler settings that ship with SVD.
-    Returns float32 [steps + 1].
+    Karras et al. 2022, Eq. 5. The defaults are the scheduler settings that ship with SVD.
+
+    Returns:
+        float32 [steps + 1].
 
     Raises:
-        ValueError: `steps` is below 1, or not 0 < sigma_min < sigma_max.
+        ValueError: `steps` is below 1, or 0 < sigma_min < sigma_max does not hold.
     """
     if steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {steps}")

@@ -1,4 +1,4 @@
-"""A hash of weights, which tells one set from another."""
+"""A hash that identifies a set of weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def fingerprint(*networks: nn.Module) -> str:
-    """A hash of the networks' weights, by name, shape, type and value."""
+    """Return the SHA-256 hash of the networks' weights: names, shapes, types and values."""
     digest = hashlib.sha256()
     for network in networks:
         for name, value in network.state_dict().items():

@@ -1,7 +1,7 @@
-"""Matching attention (paper section 3.2) and the attention it is compared with.
+"""Matching attention (paper, section 3.2) and the two kinds of attention that Table 3 compares it with.
 
-Each kind is a diffusers attention processor on the spatial self-attention `attn1` of every
-transformer block. Tokens arrive as [b · f, n, c], two frames a video: the source, then the target.
+Each kind is a diffusers attention processor on the spatial self-attention `attn1` of every transformer block.
+Tokens have the shape [b · f, n, c] with f = 2 frames per video: the source, then the target.
 """
 
 from __future__ import annotations
@@ -25,18 +25,23 @@ MatchQueries = Literal["target", "both"]
 
 @dataclass
 class Correspondence:
-    """Which source token each target token shows (Eq. 5, 6), for token grids of any size."""
+    """Correspondence from target to source (C of Eq. 5) and visibility (M of Eq. 6), for token grids of any size."""
 
-    tracks: Tensor  # [b, 2, th, tw] source position, in pixels, of each tracked target position
-    visible: Tensor  # bool [b, th, tw]
+    tracks: Tensor  # [b, 2, th, tw] source position (x, y) in pixels of each tracked target position
+    visible: Tensor  # bool [b, th, tw]: the target position is visible in the source
     size: tuple[int, int]  # (height, width) of the image in pixels
 
     def source_index(self, tokens: int) -> Tensor:
-        """The source token of each target token, long [b, tokens]; -1 where there is no visible match.
+        """Return the source token of each target token, long [b, tokens]; -1 where no visible match exists.
 
-        The grid is the one with `tokens` square tokens. Each token takes the displacement tracked
-        nearest to its centre: displacements are never averaged, since between two motions there is
-        no third one.
+        Each token takes the displacement of the tracked position nearest to its centre. Displacements are not
+        averaged: the mean of two motions is a motion of neither object.
+
+        Args:
+            tokens: number of square tokens that tile the image.
+
+        Raises:
+            ValueError: no grid of square tokens has this number.
         """
         (height, width), device = self.size, self.tracks.device
         stride = (height * width / tokens) ** 0.5
@@ -46,7 +51,7 @@ class Correspondence:
         th, tw = self.visible.shape[-2:]
         y = (torch.arange(rows, device=device) + 0.5) * stride
         x = (torch.arange(columns, device=device) + 0.5) * stride
-        ty, tx = (y * th / height).long(), (x * tw / width).long()  # the tracked cell that holds the centre
+        ty, tx = (y * th / height).long(), (x * tw / width).long()  # the tracked cell that contains the centre
         near = self.tracks[:, :, ty][:, :, :, tx]
         source_x = near[:, 0] + x - (tx + 0.5) * (width / tw)
         source_y = near[:, 1] + (y - (ty + 0.5) * (height / th))[:, None]
@@ -57,24 +62,25 @@ class Correspondence:
 
 @dataclass
 class MatchingCall:
-    """One U-Net call as its processors see it: what to match, and the losses that they leave."""
+    """The state of one U-Net call that the matching processors share: what to match, and their losses."""
 
     correspondence: Correspondence | None = None
     form: MatchingForm = "squared"
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    open: bool = True  # closed after the forward pass: recomputation for gradient checkpointing leaves no losses
+    losses: dict[str, Tensor] = field(default_factory=dict)  # by layer
+    open: bool = True  # False after the forward pass, so that gradient checkpointing does not record losses again
 
 
 class MatchingAttnProcessor(nn.Module):
-    """Spatial attention plus matching attention: target tokens ask, source tokens answer (Eq. 2 to 4).
+    """Spatial attention plus matching attention (Eq. 2 to 4).
 
-    Owns the branch's weights: to_q, to_k and to_v start as copies of the spatial attention's, to_out
-    at zero, so that the branch starts silent (as released; the paper copies only).
+    In the matching branch, queries come from the target frame, keys and values from the source frame. The processor
+    owns the branch's weights: to_q, to_k and to_v start as copies of the spatial attention's. to_out starts at zero,
+    so that the branch adds nothing before training (as in the released code; the paper only copies).
 
     Args:
-        attn: the spatial attention whose weights it copies.
-        name: of the layer, under which its loss is left in `call.losses`.
-        queries: "target" (paper) or "both" frames (as released).
+        attn: the spatial attention whose weights are copied.
+        name: layer name, the key of its loss in `call.losses`.
+        queries: frames whose tokens are queries: "target" (paper) or "both" (released).
     """
 
     def __init__(self, attn: Attention, name: str, queries: MatchQueries = "target") -> None:
@@ -90,21 +96,22 @@ class MatchingAttnProcessor(nn.Module):
 
     @torch.no_grad()
     def copy_from(self, attn: Attention) -> None:
-        """Starts the branch anew from the spatial attention's weights, silent."""
-        for own, other in ((self.to_q, attn.to_q), (self.to_k, attn.to_k), (self.to_v, attn.to_v)):
-            own.load_state_dict(other.state_dict())
+        """Reset the branch: copy the spatial attention's weights and set the output projection to zero."""
+        for branch, spatial in ((self.to_q, attn.to_q), (self.to_k, attn.to_k), (self.to_v, attn.to_v)):
+            branch.load_state_dict(spatial.state_dict())
         for parameter in self.to_out.parameters():
             parameter.zero_()
 
     def forward(self, attn: Attention, hidden_states: Tensor, *args, **kwargs) -> Tensor:
+        """Return O_spatial + [0, O_match] (Eq. 4) for tokens [b · 2, n, c]."""
         spatial = self.spatial(attn, hidden_states, *args, **kwargs)
         tokens = rearrange(hidden_states, "(b f) n c -> b f n c", f=FRAMES)
-        source, asking = tokens[:, 0], tokens if self.queries == "both" else tokens[:, 1:]
+        source, query_frames = tokens[:, 0], tokens if self.queries == "both" else tokens[:, 1:]
 
         def split_heads(x: Tensor) -> Tensor:
             return rearrange(x, "b n (h d) -> b h n d", h=attn.heads)
 
-        query = split_heads(self.to_q(rearrange(asking, "b f n c -> b (f n) c")))
+        query = split_heads(self.to_q(rearrange(query_frames, "b f n c -> b (f n) c")))
         key, value = split_heads(self.to_k(source)), split_heads(self.to_v(source))
         if self.call.correspondence is not None:
             index = self.call.correspondence.source_index(source.shape[1])
@@ -115,13 +122,13 @@ class MatchingAttnProcessor(nn.Module):
         matched = self.to_out[0](rearrange(matched, "b h n d -> b n (h d)"))
         matched = rearrange(matched, "b (f n) c -> b f n c", n=source.shape[1])
         spatial = rearrange(spatial, "(b f) n c -> b f n c", f=FRAMES)
-        silent = FRAMES - matched.shape[1]  # the paper pads the source frame with zeros (Eq. 4)
-        output = torch.cat([spatial[:, :silent], spatial[:, silent:] + matched], 1)
+        unchanged = FRAMES - matched.shape[1]  # frames without queries: Eq. 4 pads them with zeros
+        output = torch.cat([spatial[:, :unchanged], spatial[:, unchanged:] + matched], 1)
         return rearrange(output, "b f n c -> (b f) n c")
 
 
 class CrossFrameAttnProcessor:
-    """Spatial attention inflated along time: every token attends to the tokens of both frames."""
+    """Spatial attention inflated along time: each token attends to all tokens of both frames (Table 3)."""
 
     def __init__(self) -> None:
         self.spatial = AttnProcessor2_0()
@@ -134,13 +141,16 @@ class CrossFrameAttnProcessor:
 def install_attention(
     unet: UNetSpatioTemporalConditionModel, kind: AttentionKind = "matching", queries: MatchQueries = "target"
 ) -> None:
-    """Puts attention of the named kind on every spatial self-attention of `unet`.
+    """Set the attention processor of every spatial self-attention of `unet`, in place (the rows of Table 3).
 
-    "matching" adds the matching branch, "cross_frame" inflates K and V along time, "temporal" adds
-    nothing: only SVD's own temporal attention joins the frames (the arms of Table 3).
+    Args:
+        unet: a U-Net with SVD's transformer blocks.
+        kind: "matching" adds the matching branch. "cross_frame" inflates keys and values along time. "temporal" adds
+            nothing, so that only SVD's temporal attention connects the frames.
+        queries: see `MatchingAttnProcessor`.
 
     Raises:
-        ValueError: an unknown kind or choice of queries.
+        ValueError: unknown `kind` or `queries`.
     """
     if kind not in ("matching", "cross_frame", "temporal"):
         raise ValueError(f"attention must be matching, cross_frame or temporal, got {kind!r}")
@@ -154,7 +164,7 @@ def install_attention(
 
 
 def spatial_attentions(unet: nn.Module) -> dict[str, Attention]:
-    """The spatial self-attentions by the name of their transformer block."""
+    """Return the spatial self-attentions by the name of their transformer block."""
     return {
         name.removesuffix(".attn1"): module
         for name, module in unet.named_modules()

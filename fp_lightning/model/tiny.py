@@ -1,7 +1,7 @@
-"""The tiny build: SVD's classes made small enough to train on two cores, as a folder in SVD's format.
+"""The tiny model: SVD's classes, small enough to train on two cores, saved as a folder in SVD's format.
 
-`fp_lightning/assets/tiny` was written by the commands at the head of recipes/tiny_svd.yaml, which trains its U-Net,
-with the VAE of recipes/tiny_vae.yaml.
+The commands at the top of recipes/tiny_svd.yaml write `fp_lightning/assets/tiny`. That recipe trains the U-Net, and
+recipes/tiny_vae.yaml trains the VAE.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ EMBEDDING = 32  # width of the image embedding
 
 
 def tiny_vae() -> AutoencoderKLTemporalDecoder:
-    """A new temporal-decoder VAE: 8 latent channels, 4× downsampling, 2,071,176 parameters.
+    """Return a new temporal-decoder VAE: 8 latent channels, 4× downsampling, 2,071,176 parameters.
 
-    Both ends of it are 96 wide, since diffusers fixes 32 groups in every normalisation: with one channel a group,
-    normalisation takes an image's mean colours away.
+    Its first and last layers have 96 channels, because diffusers normalises in 32 groups. Groups of one channel
+    would remove the mean colours of an image.
     """
     vae = AutoencoderKLTemporalDecoder(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -33,13 +33,13 @@ def tiny_vae() -> AutoencoderKLTemporalDecoder:
         sample_size=64,
         force_upcast=True,
     )
-    with torch.no_grad():  # a posterior narrow from the start: nothing is learnt through noise of unit size
+    with torch.no_grad():  # start with a narrow posterior: the decoder learns nothing from latents under unit noise
         vae.quant_conv.bias[8:] = -6
     return vae
 
 
 def tiny_unet() -> UNetSpatioTemporalConditionModel:
-    """A new U-Net of two levels of 64 channels, one layer a block, 3,242,199 parameters."""
+    """Return a new U-Net: two levels of 64 channels, one layer per block, 3,242,199 parameters."""
     return UNetSpatioTemporalConditionModel(
         sample_size=16,
         in_channels=16,
@@ -57,7 +57,7 @@ def tiny_unet() -> UNetSpatioTemporalConditionModel:
 
 
 def tiny_image_encoder() -> CLIPVisionModelWithProjection:
-    """A new CLIP vision tower; it stays random and frozen, a fixed projection of the image."""
+    """Return a new CLIP vision tower. It is never trained: its random weights are a fixed projection of the image."""
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=32,
@@ -72,11 +72,12 @@ def tiny_image_encoder() -> CLIPVisionModelWithProjection:
 
 
 def tiny_control_encoder() -> ControlEncoder:
+    """Return a new control encoder for the tiny U-Net."""
     return ControlEncoder(widths=(32, 64, 96), out_channels=64)
 
 
 def tiny_scheduler() -> EulerDiscreteScheduler:
-    """SVD's scheduler over noise levels 0.02 to 40."""
+    """Return SVD's scheduler with noise levels from 0.02 to 40."""
     return EulerDiscreteScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -98,14 +99,14 @@ def write_tiny(
     image_encoder: CLIPVisionModelWithProjection | None = None,
     seed: int = 0,
 ) -> Path:
-    """Writes the tiny build in SVD's folder format, half precision.
+    """Write the tiny model in SVD's folder format, in half precision, and return the folder.
 
     Args:
-        folder: for `unet`, `vae`, `image_encoder`, `scheduler`, and the configuration of a control encoder.
-        vae: as `recipes/tiny_vae.yaml` trains it.
-        unet: as `recipes/tiny_svd.yaml` trains it; random if there is none.
-        image_encoder: the one that the U-Net was trained with; random if there is none.
-        seed: of what is random.
+        folder: receives `unet`, `vae`, `image_encoder`, `scheduler` and the configuration of a control encoder.
+        vae: VAE trained by `recipes/tiny_vae.yaml`.
+        unet: U-Net trained by `recipes/tiny_svd.yaml`; None for random weights.
+        image_encoder: the image encoder that the U-Net was trained with; None for random weights.
+        seed: seed of the random weights.
     """
     folder = Path(folder)
     with torch.random.fork_rng(devices=[]):
@@ -113,7 +114,7 @@ def write_tiny(
         parts = {"unet": unet or tiny_unet(), "vae": vae, "image_encoder": image_encoder or tiny_image_encoder()}
     for name, part in parts.items():
         part.half().save_pretrained(folder / name)
-    for name in ("unet", "vae"):  # where it was loaded from is of this machine
+    for name in ("unet", "vae"):  # remove the local path that the part was loaded from
         config = folder / name / "config.json"
         kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
         config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")

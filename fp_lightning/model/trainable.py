@@ -1,6 +1,6 @@
-"""Which weights of an editor train: all of the U-Net as in the paper, or fewer of them in less memory.
+"""The choice of trainable weights: the whole U-Net (paper), or a part of it for less memory.
 
-The control encoder and the matching branch always do: neither is in SVD.
+The control encoder and the matching branch always train, because SVD has no weights for them.
 """
 
 from __future__ import annotations
@@ -18,26 +18,29 @@ from fp_lightning.model.svd.specialise import idle_weights
 from fp_lightning.model.svd.unet import FramePainterUNet
 
 Trains = Literal["all", "temporal", "matching+control", "lora"]
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by the trainer's precision
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # autocast type by the trainer's precision
 ADAPTER = "default"  # peft's name of the adapter
-BRANCH = ".attn1.processor."  # in the names of the matching branch
+BRANCH = ".attn1.processor."  # part of every weight name of the matching branch
 _TEMPORAL = (".temporal_transformer_blocks.", ".temporal_res_block.", ".time_mixer.", ".time_pos_embed.")
-# All projections of attention but the queries and keys of cross-attention, which are idle with one token.
+# All attention projections except queries and keys of cross-attention: one context token makes them idle.
 _ADAPTED = r".*\.(attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_v|to_out\.0))"
 
 
 def choose_trainable(
     unet: FramePainterUNet, control_encoder: ControlEncoder, trains: Trains = "all", lora_rank: int = 16
 ) -> None:
-    """Freezes what does not train, in place.
+    """Freeze the weights that do not train, in place.
 
     Args:
-        trains: "all" (paper); "temporal", SVD's layers along time; "matching+control", nothing of SVD's own; "lora",
-            low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on the projections of all attention, through peft.
-        lora_rank: of the adapters, whose output is not scaled (α = rank).
+        unet: the U-Net.
+        control_encoder: the control encoder, which always trains.
+        trains: "all" trains the whole U-Net (paper). "temporal" trains SVD's temporal layers. "matching+control"
+            trains no weight of SVD. "lora" adds low-rank adapters (Hu et al. 2021, arXiv 2106.09685) to the
+            projections of all attention layers; it needs peft.
+        lora_rank: rank of the adapters. Their output is not scaled (α = rank).
 
     Raises:
-        InputError: an unknown choice, a rank below 1, or peft is not installed.
+        InputError: unknown `trains`, a rank below 1, or peft is not installed.
     """
     if trains not in get_args(Trains):
         raise InputError(f"trains must be {', '.join(get_args(Trains))}, got {trains!r}")
@@ -55,12 +58,12 @@ def choose_trainable(
 
 
 def is_temporal(name: str) -> bool:
-    """Whether a weight of the U-Net is one of SVD's layers along time."""
+    """Return whether the U-Net weight `name` belongs to SVD's temporal layers."""
     return any(part in f".{name}" for part in _TEMPORAL)
 
 
 def add_adapters(unet: FramePainterUNet, rank: int) -> None:
-    """LoRA adapters on the attention of a U-Net, in place; all its other weights are frozen.
+    """Add LoRA adapters to the attention of a U-Net, in place, and freeze all its other weights.
 
     Raises:
         InputError: a rank below 1, or peft is not installed.
@@ -76,10 +79,10 @@ def add_adapters(unet: FramePainterUNet, rank: int) -> None:
 
 
 def store_frozen(editor: nn.Module, dtype: torch.dtype) -> None:
-    """Keeps what does not train of the U-Net's and image encoder's matrices and image convolutions in `dtype`.
+    """Convert frozen linear and 2D convolution weights of the U-Net and the image encoder to `dtype`, in place.
 
-    Autocast to that type gives what it gave before, to the last bit: it converts them anyway, at every use. But those
-    of an image that was enlarged stay as they are, of which `specialise` uses sums of taps.
+    Results under autocast to `dtype` do not change by a bit, because autocast converts these weights at every use.
+    Convolutions after upsampling keep their type: `specialise` adds up their taps before the conversion.
     """
     parts = [editor.get_submodule(f"prior.{name}") for name in ("unet", "image_encoder")]
     modules = list(chain.from_iterable(part.modules() for part in parts))
@@ -90,7 +93,7 @@ def store_frozen(editor: nn.Module, dtype: torch.dtype) -> None:
 
 
 def counts(editor: nn.Module) -> dict[str, tuple[int, int]]:
-    """Of each group of an editor's parameters: how many train, and how many there are."""
+    """Return (trainable, total) parameter counts of an editor by group."""
     groups: dict[str, tuple[int, int]] = {}
     for name, weight in editor.named_parameters():
         group = _group(name)
@@ -100,18 +103,19 @@ def counts(editor: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def describe(editor: nn.Module) -> str:
-    """Its groups of parameters in words: "trains control encoder (3,526,400), …; keeps VAE (97,743,235), …"."""
+    """Describe the parameter groups: "trains control encoder (3,526,400), …; keeps VAE (97,743,235), …"."""
     groups = counts(editor)
-    trained = [
-        f"{group} ({some:,}{'' if some == total else f' of {total:,}'})"
-        for group, (some, total) in groups.items()
-        if some
+    trainable = [
+        f"{group} ({trained:,}{'' if trained == total else f' of {total:,}'})"
+        for group, (trained, total) in groups.items()
+        if trained
     ]
-    kept = [f"{group} ({total:,})" for group, (some, total) in groups.items() if not some]
-    return f"trains {', '.join(trained)}; keeps {', '.join(kept)}"
+    frozen = [f"{group} ({total:,})" for group, (trained, total) in groups.items() if not trained]
+    return f"trains {', '.join(trainable)}; keeps {', '.join(frozen)}"
 
 
 def _group(name: str) -> str:
+    """Return the group that `counts` and `describe` show for a weight of an editor."""
     part = name.removeprefix("prior.").split(".", 1)[0]
     if part != "unet":
         return {"vae": "VAE"}.get(part, part.replace("_", " "))

@@ -1,8 +1,8 @@
-"""Released weights, Lightning checkpoints and pipeline folders, each from the other.
+"""Convert released weights and Lightning checkpoints to pipeline folders, and pipeline folders to released weights.
 
-A pipeline folder is diffusers' format: `FramePainterPipeline.from_pretrained` loads it, and `fit` starts from
-it as `--model.editor.model`. Weights are streamed: no more than one tensor is in memory at a time, apart from
-what the system maps from a checkpoint. Every key and shape is checked before anything is written.
+A pipeline folder has diffusers' format. `FramePainterPipeline.from_pretrained` loads it, and `fit` starts from it with
+`--model.editor.model FOLDER`. Weights are streamed: at most one tensor is in memory at a time, apart from
+memory-mapped checkpoints. All names and shapes are checked before anything is written.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ RELEASED = {
 }
 SVD_SIZE = (576, 1024)
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
-_BRANCH, _RELEASED_BRANCH = ".attn1.processor.", ".sparse_attention."  # the one difference between the keys
+_BRANCH, _RELEASED_BRANCH = ".attn1.processor.", ".sparse_attention."  # the only difference between the keys
 Weights = dict[str, StoredTensor]
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written."""
+    """The result of a conversion: the output folder, the numbers of tensors and parameters, and notes for the user."""
 
     out: Path
     tensors: int
@@ -64,25 +64,27 @@ def convert_released(
     dtype: torch.dtype | None = None,
     size: Sequence[int] = SVD_SIZE,
 ) -> Converted:
-    """The released files → a pipeline folder with the `official` settings.
+    """Convert the released files to a pipeline folder with the `official` settings.
 
     Args:
-        released: a folder with `unet_diffusion_pytorch_model.safetensors` and
-            `encoder_diffusion_pytorch_model.safetensors`, or the hub id of one.
-        out: the pipeline folder; must not exist, or be empty.
-        model: SVD, for the U-Net's configuration, the VAE, the image encoder and the scheduler: a folder in
-            diffusers' format or a hub id. Its U-Net weights are not read.
-        variant: of SVD's weight files, e.g. "fp16".
-        dtype: of all weights; None keeps what each file has.
+        released: a folder or hub id with `unet_diffusion_pytorch_model.safetensors` and
+            `encoder_diffusion_pytorch_model.safetensors`.
+        out: the pipeline folder. It must not exist, or be empty.
+        model: SVD as a folder in diffusers' format or a hub id. It provides the U-Net's configuration, the VAE, the
+            image encoder and the scheduler. Its U-Net weights are not read.
+        variant: variant of SVD's weight files, for example "fp16".
+        dtype: type of all weights; None keeps the type of each file.
         size: (height, width) in pixels at which the network works.
 
     Raises:
-        InputError: a file is missing or unreadable, or its keys or shapes are not the network's.
+        InputError: a file is missing or unreadable, its keys or shapes do not match the network, or `out` is not
+            empty.
     """
     folder = local_folder(released, list(RELEASED.values()), RELEASED_REPO)
-    given = {part: open_tensors(folder / name) for part, name in RELEASED.items()}
-    given["unet"] = {name.replace(_RELEASED_BRANCH, _BRANCH): tensor for name, tensor in given["unet"].items()}
-    return _write_pipeline(Path(out), given, model, variant, dtype, size, {**OFFICIAL, "signals": ["sketch"]}, released)
+    weights = {part: open_tensors(folder / name) for part, name in RELEASED.items()}
+    weights["unet"] = {name.replace(_RELEASED_BRANCH, _BRANCH): tensor for name, tensor in weights["unet"].items()}
+    settings = {**OFFICIAL, "signals": ["sketch"]}
+    return _write_pipeline(Path(out), weights, model, variant, dtype, size, settings, released)
 
 
 def convert_checkpoint(
@@ -94,18 +96,19 @@ def convert_checkpoint(
     dtype: torch.dtype | None = None,
     size: Sequence[int] | None = None,
 ) -> Converted:
-    """A Lightning checkpoint → a pipeline folder whose edits are those of `predict`.
+    """Convert a Lightning checkpoint to a pipeline folder. Its edits equal those of `predict`.
 
     Args:
-        checkpoint: of `fit`. It is read with torch's restricted unpickler, which runs no code of the file.
-        out: the pipeline folder; must not exist, or be empty.
-        weights: "ema", the average that `TrainableEMA` keeps; "raw", the last ones; "auto", the average
-            if there is one, as `predict` does.
-        model, size: as in `convert_released`; by default what the checkpoint was trained on.
+        checkpoint: a checkpoint written by `fit`. It is read with torch's restricted unpickler, which runs no code
+            from the file.
+        out: the pipeline folder. It must not exist, or be empty.
+        weights: "ema" for the average that `TrainableEMA` stores, "raw" for the last weights, "auto" for the average
+            if the checkpoint has one, as in `predict`.
+        model, size: see `convert_released`. The defaults are those of the training run.
         variant, dtype: see `convert_released`.
 
     Raises:
-        InputError: the file is no checkpoint of this package, or as in `convert_released`.
+        InputError: the file is not a checkpoint of this package, or a reason of `convert_released`.
     """
     state = _read_checkpoint(Path(checkpoint))
     origin = state.get("origin", {})
@@ -115,13 +118,13 @@ def convert_checkpoint(
             f"{checkpoint} does not say its {'model' if model is None else 'size'}; "
             f"pass {'--model FOLDER' if model is None else '--size HEIGHT WIDTH'}"
         )
-    given, note = _trained_weights(state, checkpoint, weights)
+    trained, note = _trained_weights(state, checkpoint, weights)
     if origin.get("trains", "all") != "all":
         folder = local_folder(model, ["unet/*"])
-        given["unet"] = _completed(given["unet"], open_part(folder, "unet", variant), f"{checkpoint} and {model}")
+        trained["unet"] = _complete(trained["unet"], open_part(folder, "unet", variant), f"{checkpoint} and {model}")
     signals = {"signals": list(origin["signals"])} if origin.get("signals") else {}
     written = _write_pipeline(
-        Path(out), given, model, variant, dtype, size, {**state["editor"], **signals}, str(checkpoint), idle=True
+        Path(out), trained, model, variant, dtype, size, {**state["editor"], **signals}, str(checkpoint), idle=True
     )
     return Converted(written.out, written.tensors, written.parameters, (note, *written.notes))
 
@@ -132,64 +135,74 @@ def convert_lora(
     weights: Literal["auto", "ema", "raw"] = "auto",
     dtype: torch.dtype | None = None,
 ) -> Converted:
-    """The LoRA adapters of a Lightning checkpoint → a folder that diffusers loads.
+    """Convert the LoRA adapters of a Lightning checkpoint to a folder that diffusers loads.
 
-    `unet.load_lora_adapter(FOLDER, prefix=None, use_safetensors=True)` does, of `FramePainterUNet` and of every class
-    of diffusers' with `PeftAdapterMixin`.
+    Load it with `unet.load_lora_adapter(FOLDER, prefix=None, use_safetensors=True)`. This works for
+    `FramePainterUNet` and for every diffusers model with `PeftAdapterMixin`.
 
-    The matching branch and the control encoder, which train beside them, are not in it: `convert_checkpoint` writes
-    all, with the adapters merged.
+    The folder has neither the matching branch nor the control encoder. `convert_checkpoint` writes all weights, with
+    the adapters merged.
 
     Args:
-        checkpoint, weights: see `convert_checkpoint`; trained with `trains: lora`.
-        out: the folder; must not exist, or be empty.
-        dtype: of all weights; None keeps what the checkpoint has.
+        checkpoint, weights: see `convert_checkpoint`. The checkpoint was trained with `trains: lora`.
+        out: the folder. It must not exist, or be empty.
+        dtype: type of all weights; None keeps the types of the checkpoint.
 
     Raises:
-        InputError: the file is no checkpoint of this package, or it has no adapters.
+        InputError: the file is not a checkpoint of this package, it has no adapters, or `out` is not empty.
     """
-    given, note = _trained_weights(_read_checkpoint(Path(checkpoint)), checkpoint, weights)
-    adapters = {name.replace(f".{ADAPTER}.", "."): tensor for name, tensor in given["unet"].items() if ".lora_" in name}
+    trained, note = _trained_weights(_read_checkpoint(Path(checkpoint)), checkpoint, weights)
+    unet = trained["unet"].items()
+    adapters = {name.replace(f".{ADAPTER}.", "."): tensor for name, tensor in unet if ".lora_" in name}
     if not adapters:
         raise InputError(f"{checkpoint} has no LoRA adapters; train them with --model.editor.trains lora")
-    with _folder_beside(Path(out)) as partial:
+    with _atomic_folder(Path(out)) as partial:
         write_tensors(partial / LORA_FILE, adapters, dtype)
-    return _converted(Path(out), {"unet": adapters}, (note,))
+    return _summary(Path(out), {"unet": adapters}, (note,))
 
 
 def _trained_weights(
     state: Mapping[str, Any], checkpoint: str | Path, weights: Literal["auto", "ema", "raw"]
 ) -> tuple[dict[str, Weights], str]:
-    """The weights that a checkpoint carries, by part, and a note that says which they are."""
+    """Return the weights of a checkpoint by part, and a note that tells raw weights from the average."""
     average = state.get("callbacks", {}).get("TrainableEMA", {}).get("average")
     if weights == "ema" and not average:
-        raise InputError(f"{checkpoint} keeps no averaged weights; train with callbacks.TrainableEMA, or use raw")
+        raise InputError(f"{checkpoint} has no averaged weights; train with callbacks.TrainableEMA, or use raw")
     chosen = state["state_dict"] if weights == "raw" or not average else average
-    given: dict[str, Weights] = {part: {} for part in RELEASED}
+    trained: dict[str, Weights] = {part: {} for part in RELEASED}
     for name, tensor in chosen.items():
         owner, part, key = (*name.replace("editor.prior.", "editor.", 1).split(".", 2), "", "")[:3]
-        if owner != "editor" or part not in given:
-            raise InputError(f"{checkpoint} holds {name}, which is no weight of an editor; convert what `fit` wrote")
-        given[part][key] = StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.clone)
+        if owner != "editor" or part not in trained:
+            raise InputError(
+                f"{checkpoint} has {name}, which is not a weight of an editor; convert a checkpoint written by `fit`"
+            )
+        trained[part][key] = StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.clone)
     kind = "raw" if chosen is not average else "average (EMA)"
-    return given, f"weights: {kind}, after {state.get('global_step', '?')} steps"
+    return trained, f"weights: {kind}, after {state.get('global_step', '?')} steps"
 
 
-def _completed(trained: Weights, base: Weights, where: str) -> Weights:
-    """What trained beside what did not: the base's other weights, and those that adapters are merged into."""
-    whole = base | {name: tensor for name, tensor in trained.items() if ".lora_" not in name}
+def _complete(trained: Weights, base: Weights, where: str) -> Weights:
+    """Return all weights of a U-Net: trained ones, frozen ones of `base`, and adapted ones with adapters merged.
+
+    Raises:
+        InputError: an adapter has no second matrix or no weight to adapt. `where` names the files.
+    """
+    complete = base | {name: tensor for name, tensor in trained.items() if ".lora_" not in name}
     for name, down in trained.items():
         if f".lora_A.{ADAPTER}." not in name:
             continue
-        merged = name.replace(f".lora_A.{ADAPTER}.", ".")
+        adapted = name.replace(f".lora_A.{ADAPTER}.", ".")
         up = trained.get(name.replace(".lora_A.", ".lora_B."))
-        if up is None or merged not in base:
-            raise InputError(f"{where} do not fit: {name} has no {'other half' if up is None else 'weight to adapt'}")
-        whole[merged] = _merged(base[merged], down, up)
-    return whole
+        if up is None or adapted not in base:
+            missing = "lora_B matrix" if up is None else "weight to adapt"
+            raise InputError(f"{where} do not fit: {name} has no {missing}; pass the model that it was trained on")
+        complete[adapted] = _merge(base[adapted], down, up)
+    return complete
 
 
-def _merged(base: StoredTensor, down: StoredTensor, up: StoredTensor) -> StoredTensor:
+def _merge(base: StoredTensor, down: StoredTensor, up: StoredTensor) -> StoredTensor:
+    """Return W + B A in the type of W (Hu et al. 2021, Eq. 3), computed in float32 when it is read."""
+
     def read() -> torch.Tensor:
         return (base.read().float() + up.read().float() @ down.read().float()).to(base.dtype)
 
@@ -197,41 +210,43 @@ def _merged(base: StoredTensor, down: StoredTensor, up: StoredTensor) -> StoredT
 
 
 def convert_pipeline(pipeline: str, out: str | Path, dtype: torch.dtype | None = None) -> Converted:
-    """A pipeline folder → the released file names and keys, for the released code.
+    """Convert a pipeline folder to the file names and keys of the released code.
 
     Args:
         pipeline: a folder that `FramePainterPipeline` loads, or a hub id.
-        out: folder for the two files; must not exist, or be empty.
-        dtype: of all weights; None keeps what each file has. The released ones are float16.
+        out: folder for the two files. It must not exist, or be empty.
+        dtype: type of all weights; None keeps the type of each file. The released files are float16.
 
     Raises:
-        InputError: the folder is no pipeline, has no matching attention, or is damaged.
+        InputError: the folder is not a pipeline, has no matching attention or is damaged, or `out` is not empty.
     """
     folder = local_folder(pipeline, ["model_index.json", "unet/*", "control_encoder/*"])
     index = read_index(folder)
     config = read_json(folder / "unet" / "config.json")
     if config.get("attention") != "matching":
-        raise InputError(f"{pipeline} has {config.get('attention')} attention, which the released files cannot hold")
+        raise InputError(
+            f"{pipeline} has {config.get('attention')} attention; the released files need matching attention"
+        )
     with torch.device("meta"):
         networks = {
             "unet": FramePainterUNet.from_config(config),
             "control_encoder": ControlEncoder.from_config(read_json(folder / "control_encoder" / "config.json")),
         }
-    given = {part: open_part(folder, part) for part in RELEASED}
-    check_weights(networks, given, pipeline)
-    given["unet"] = {name.replace(_BRANCH, _RELEASED_BRANCH): tensor for name, tensor in given["unet"].items()}
-    with _folder_beside(Path(out)) as partial:
+    weights = {part: open_part(folder, part) for part in RELEASED}
+    check_weights(networks, weights, pipeline)
+    weights["unet"] = {name.replace(_BRANCH, _RELEASED_BRANCH): tensor for name, tensor in weights["unet"].items()}
+    with _atomic_folder(Path(out)) as partial:
         for part, name in RELEASED.items():
-            write_tensors(partial / name, given[part], dtype)
-    own = {"match_queries": config.get("match_queries"), **{k: index.get(k) for k in OFFICIAL if k in index}}
-    differing = [f"{name} {value}" for name, value in own.items() if OFFICIAL[name] != value]
-    notes = (f"note: the released code runs {OFFICIAL}; this was trained with {', '.join(differing)}",)
-    return _converted(Path(out), given, notes if differing else ())
+            write_tensors(partial / name, weights[part], dtype)
+    settings = {"match_queries": config.get("match_queries"), **{k: index.get(k) for k in OFFICIAL if k in index}}
+    differing = [f"{name} {value}" for name, value in settings.items() if OFFICIAL[name] != value]
+    notes = (f"note: the released code uses {OFFICIAL}; this pipeline was trained with {', '.join(differing)}",)
+    return _summary(Path(out), weights, notes if differing else ())
 
 
 def _write_pipeline(
     out: Path,
-    given: dict[str, Weights],
+    weights: dict[str, Weights],
     model: str,
     variant: str | None,
     dtype: torch.dtype | None,
@@ -240,7 +255,19 @@ def _write_pipeline(
     where: str,
     idle: bool = False,
 ) -> Converted:
-    """Checks all, then writes a pipeline folder at once; `idle` writes `idle_weights`, which do not train, as zeros."""
+    """Check everything, then write a pipeline folder.
+
+    Args:
+        out: the pipeline folder.
+        weights: of the U-Net and the control encoder.
+        model, variant, dtype, size: see `convert_released`.
+        settings: settings of the editor and the pipeline.
+        where: origin of `weights`, for error messages.
+        idle: fill in missing `idle_weights` with zeros; checkpoints do not store them because they do not train.
+
+    Raises:
+        InputError: see `convert_released`.
+    """
     patterns = ["unet/config.json", "control_encoder/config.json", "vae/*", "image_encoder/*", "scheduler/*"]
     svd = local_folder(model, patterns)
     attention: dict[str, Any] = {
@@ -255,12 +282,12 @@ def _write_pipeline(
     editor.check_size((size[0], size[1]))
     if idle:
         zeros = {name: torch.zeros(p.shape) for name, p in idle_weights(prior.unet).items()}
-        given["unet"] = {name: StoredTensor(t.shape, t.dtype, t.clone) for name, t in zeros.items()} | given["unet"]
+        weights["unet"] = {name: StoredTensor(t.shape, t.dtype, t.clone) for name, t in zeros.items()} | weights["unet"]
     frozen = {part: open_part(svd, part, variant) for part in ("vae", "image_encoder")}
-    check_weights({part: networks[part] for part in given}, given, where)
+    check_weights({part: networks[part] for part in weights}, weights, where)
     check_weights({part: networks[part] for part in frozen}, frozen, str(model))
-    given = {**given, **frozen}
-    with _folder_beside(out) as partial:
+    weights = {**weights, **frozen}
+    with _atomic_folder(out) as partial:
         write_index(partial, {**networks, "scheduler": scheduler}, {"size": list(size), **settings})
         card = model_card(out.name, pipeline_settings(editor.settings(), size), settings["signals"])
         (partial / "README.md").write_text(card)
@@ -271,32 +298,42 @@ def _write_pipeline(
                 network.config.save_pretrained(partial / part)
             else:
                 network.save_config(partial / part)
-            write_tensors(partial / part / f"{stem}.safetensors", given[part], dtype)
+            write_tensors(partial / part / f"{stem}.safetensors", weights[part], dtype)
         scheduler.save_pretrained(partial / "scheduler")
-    return _converted(out, given, ())
+    return _summary(out, weights, ())
 
 
-def _converted(out: Path, given: Mapping[str, Weights], notes: tuple[str, ...]) -> Converted:
-    shapes = [tensor.shape for weights in given.values() for tensor in weights.values()]
+def _summary(out: Path, weights: Mapping[str, Weights], notes: tuple[str, ...]) -> Converted:
+    """Return the result of a conversion, with the tensors and parameters of all parts counted."""
+    shapes = [tensor.shape for part in weights.values() for tensor in part.values()]
     return Converted(out, len(shapes), sum(torch.Size(shape).numel() for shape in shapes), notes)
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint, with its tensors memory-mapped.
+
+    Raises:
+        InputError: the file is missing, has other content than tensors and plain values, or is not an editor's.
+    """
     if not path.is_file():
-        raise InputError(f"no checkpoint {path}; a run keeps its own in checkpoints/last.ckpt and best.ckpt")
+        raise InputError(f"no checkpoint {path}; a run writes checkpoints/last.ckpt and checkpoints/best.ckpt")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise InputError(f"{path} cannot be read as a checkpoint, whole and of tensors only ({reason})") from error
+        raise InputError(f"{path} cannot be read as a checkpoint ({reason}); pass a whole file of `fit`") from error
     if not isinstance(state, dict) or not {"state_dict", "editor"} <= state.keys():
-        raise InputError(f"{path} is no checkpoint of an editor; convert what `fit` wrote")
+        raise InputError(f"{path} is not a checkpoint of an editor; convert a checkpoint written by `fit`")
     return state
 
 
 @contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `out` when the block ends without an error."""
+def _atomic_folder(out: Path) -> Iterator[Path]:
+    """Create a temporary folder beside `out`, and rename it to `out` if the block ends without an error.
+
+    Raises:
+        InputError: `out` exists and is not an empty folder, or it cannot be written.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists; choose another name, or remove it first")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -308,6 +345,6 @@ def _folder_beside(out: Path) -> Iterator[Path]:
             out.rmdir()
         os.replace(partial, out)
     except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{out} cannot be written ({error.strerror or error}); choose another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -145,7 +145,7 @@ def test_every_solver_draws_an_edit(solver):
     ("options", "message"),
     [
         ({"solver": "rk4"}, "solver must be one of euler, heun, dpmpp_2m, got 'rk4'"),
-        ({"reuse": 0}, "reuse must be 1, which reuses nothing, or more, got 0"),
+        ({"reuse": 0}, "reuse must be at least 1, got 0"),
         ({"guidance_interval": (5.0, 1.0)}, "guidance_interval must be two noise levels"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Stable Video Diffusion as the editor's video prior: all that is SVD's own."""
+"""Stable Video Diffusion as a video prior: everything that is specific to SVD."""

@@ -1,4 +1,4 @@
-"""SVD's parts or a saved editor's, from a diffusers-format folder or a hub id, or one of the models in this package."""
+"""Load the parts of SVD or of a saved editor from a folder in diffusers' format, a hub id or this package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fp_lightning.model.svd.prior import SVDPrior
 from fp_lightning.model.svd.unet import FramePainterUNet
 
 _ASSETS = Path(__file__).parents[2] / "assets"
-SHIPPED = {"tiny": _ASSETS / "tiny", "tiny-editor": _ASSETS / "tiny_editor"}  # models in this package, by name
+SHIPPED = {"tiny": _ASSETS / "tiny", "tiny-editor": _ASSETS / "tiny_editor"}  # models in this package by name
 SVD = "stabilityai/stable-video-diffusion-img2vid-xt-1-1"
 _FILES = {
     "unet": ("config.json", "diffusion_pytorch_model"),
@@ -49,7 +49,7 @@ class Backbone:
     scheduler: EulerDiscreteScheduler
 
     def prior(self) -> SVDPrior:
-        """Join SVD's parts."""
+        """Return SVD's parts as one video prior."""
         return SVDPrior(self.unet, self.vae, self.image_encoder, self.scheduler)
 
 
@@ -61,27 +61,31 @@ def load_backbone(
     variant: str | None = None,
     seed: int = 0,
 ) -> Backbone:
-    """Loads SVD in float32 with a new control encoder and a new matching branch, or a saved editor with its own.
+    """Load SVD with a new control encoder and a new matching branch, or a saved editor with its trained ones.
+
+    All weights are float32.
 
     Args:
-        model: "tiny" (a prior, tiny-svd), "tiny-editor" (an editor made from it), a folder in diffusers' format,
-            or a hub id; of SVD, or of a pipeline that
-            `FramePainterPipeline.save_pretrained` or `fp-lightning convert` wrote.
-        weights: of the U-Net. "random" needs only its config; its last layer then starts at zero, so
-            that training starts from D(x) = c_skip · x. The VAE and the image encoder are always loaded.
+        model: "tiny" (a tiny SVD), "tiny-editor" (an editor trained from it), a folder in diffusers' format, or a hub
+            id. The folder or the hub repository holds SVD, or a pipeline written by
+            `FramePainterPipeline.save_pretrained` or `fp-lightning convert`.
+        weights: "pretrained" loads the U-Net's weights. "random" needs only its configuration and sets the last layer
+            to zero, so that training starts from D(x) = c_skip · x. The VAE and the image encoder are always loaded.
         attention, match_queries: see `install_attention`.
-        variant: of the weight files, e.g. "fp16".
-        seed: of all weights that are not loaded.
+        variant: variant of the weight files, for example "fp16".
+        seed: seed of all weights that are not loaded.
 
     Raises:
-        InputError: a file is missing, gated or unreadable; says which, where it was looked for, and the remedy.
+        InputError: a file is missing, gated or unreadable, or the saved editor has another attention. The message
+            names the file, its expected location and the remedy.
     """
     folder = str(SHIPPED.get(model, model))
     config = _load_config(folder)
     saved = config.get("_class_name") == FramePainterUNet.__name__
     if saved and config["attention"] != attention and weights == "pretrained":
         raise InputError(
-            f"{model} is an editor with {config['attention']} attention; set attention to that, or start from SVD"
+            f"{model} is an editor with {config['attention']} attention, got attention {attention!r}; "
+            f"set attention to {config['attention']}, or start from SVD"
         )
     control_encoder: ControlEncoder
     with torch.random.fork_rng(devices=[]):
@@ -117,7 +121,11 @@ def load_backbone(
 
 
 def saved_settings(model: str) -> dict[str, Any] | None:
-    """The settings of a saved editor as `FramePainter.settings` names them; None if `model` is not one."""
+    """Return the settings of a saved editor, named as in `FramePainter.settings`, or None if `model` is no editor.
+
+    Raises:
+        InputError: the configuration of the U-Net or of the pipeline is missing or unreadable.
+    """
     folder = str(SHIPPED.get(model, model))
     config = _load_config(folder)
     if config.get("_class_name") != FramePainterUNet.__name__:
@@ -125,19 +133,24 @@ def saved_settings(model: str) -> dict[str, Any] | None:
     try:
         index = DiffusionPipeline.load_config(folder)
     except Exception as error:  # as in _load
-        raise InputError(f"{folder} has an editor's unet but no readable model_index.json; save it again") from error
-    own = {name: config[name] for name in ("attention", "match_queries")}
-    return own | {name: index[name] for name in ("control_frames", "control_factor")}
+        raise InputError(
+            f"{folder} has the unet of an editor but no readable model_index.json; save the editor again"
+        ) from error
+    unet_settings = {name: config[name] for name in ("attention", "match_queries")}
+    return unet_settings | {name: index[name] for name in ("control_frames", "control_factor")}
 
 
 def local_folder(model: str, patterns: Sequence[str], example: str = SVD, **kwargs: Any) -> Path:
-    """The folder that `model` names, or a hub repository's files that match `patterns`, in the hub cache.
+    """Return the folder of a model. Download it to the hub cache if `model` is a hub id.
 
-    An error names `example` as what could be downloaded instead of a folder that does not exist. `kwargs` are
-    those of `snapshot_download`.
+    Args:
+        model: name of a model in this package, a folder, or a hub id.
+        patterns: glob patterns of the files to download.
+        example: hub id that an error suggests if the folder does not exist.
+        kwargs: arguments of `snapshot_download`.
 
     Raises:
-        InputError: there is no such folder, and the hub does not give it.
+        InputError: the folder does not exist, and the download fails.
     """
     if model in SHIPPED:
         return SHIPPED[model]
@@ -150,7 +163,11 @@ def local_folder(model: str, patterns: Sequence[str], example: str = SVD, **kwar
 
 
 def _load(kind: Any, folder: str, part: str, **kwargs) -> Any:
-    """`kind.from_pretrained` with one clear error; a weight file that lacks keys is an error too."""
+    """Call `kind.from_pretrained` for one part of a model.
+
+    Raises:
+        InputError: the part cannot be loaded, or its weight file lacks tensors.
+    """
     try:
         if part == "scheduler":
             return kind.from_pretrained(folder, subfolder=part)
@@ -161,12 +178,13 @@ def _load(kind: Any, folder: str, part: str, **kwargs) -> Any:
     if missing:
         raise InputError(
             f"{part} weights in {folder} lack {len(missing)} tensors, the first {missing[0]}; "
-            "the folder is not a complete copy, download it again"
+            "the folder is incomplete, download it again"
         )
     return loaded
 
 
 def _load_config(folder: str) -> dict[str, Any]:
+    """Return the configuration of the U-Net."""
     try:
         return UNetSpatioTemporalConditionModel.load_config(folder, subfolder="unet")
     except Exception as error:  # as in _load
@@ -174,20 +192,20 @@ def _load_config(folder: str) -> dict[str, Any]:
 
 
 def _explain(folder: str, part: str, variant: str | None, error: Exception, example: str = SVD) -> str:
-    """One line: which file, where it was looked for, how to get it."""
+    """Return one line that names the file, where it was expected and how to get it."""
     on_hub = folder.count("/") == 1 and not folder.startswith((".", "/", "~"))
-    wanted_repo = folder if on_hub and not Path(folder).is_dir() else example
-    get = f"get it with `hf download {wanted_repo} --local-dir DIR` and pass that folder"
+    repository = folder if on_hub and not Path(folder).is_dir() else example
+    get = f"get it with `hf download {repository} --local-dir DIR` and pass that folder"
     if Path(folder).is_dir():
         config, stem = _FILES[part]
-        wanted = [config] + ([f"{stem}{f'.{variant}' if variant else ''}.safetensors"] if stem else [])
-        absent = [name for name in wanted if not (Path(folder) / part / name).is_file()]
-        if absent:
-            return f"{part} of the model is not complete: no {' and no '.join(absent)} in {Path(folder) / part}; {get}"
+        required = [config] + ([f"{stem}{f'.{variant}' if variant else ''}.safetensors"] if stem else [])
+        missing = [name for name in required if not (Path(folder) / part / name).is_file()]
+        if missing:
+            return f"{part} of the model is not complete: no {' and no '.join(missing)} in {Path(folder) / part}; {get}"
         return f"{part} in {Path(folder) / part} cannot be loaded ({_first_line(error)}); {get}"
     if not on_hub:
-        own = f", or use the model {' or '.join(map(repr, SHIPPED))}" if example == SVD else ""
-        return f"no model folder {folder}; {get}{own}"
+        shipped = f", or use the model {' or '.join(map(repr, SHIPPED))}" if example == SVD else ""
+        return f"no model folder {folder}; {get}{shipped}"
     causes = (error, error.__cause__, error.__context__)
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         return f"{folder} is gated: accept its licence on its hub page and run `hf auth login`, then try again"
@@ -201,4 +219,5 @@ def _explain(folder: str, part: str, variant: str | None, error: Exception, exam
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error message, at most 160 characters, or the name of its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")

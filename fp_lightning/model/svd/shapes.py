@@ -1,4 +1,4 @@
-"""SVD's full-size networks as shapes, for what needs no weights."""
+"""SVD's full-size networks on the meta device: shapes without weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fp_lightning.model.svd.unet import FramePainterUNet
 
 
 def svd_unet(attention: AttentionKind = "matching") -> FramePainterUNet:
-    """The full-size network on the meta device."""
+    """Return the full-size U-Net on the meta device."""
     with torch.device("meta"):
         return FramePainterUNet(attention=attention)
 
 
 def svd_parts() -> dict[str, nn.Module]:
-    """SVD's VAE and CLIP-H, and the released control encoder, on the meta device."""
+    """Return the released control encoder, SVD's VAE and its CLIP-H image encoder by name, on the meta device."""
     with torch.device("meta"):
         vae = AutoencoderKLTemporalDecoder(
             down_block_types=("DownEncoderBlock2D",) * 4,

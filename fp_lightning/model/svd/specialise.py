@@ -1,12 +1,15 @@
-"""SVD's network at two frames and one image token: the same function of the same weights by fewer operations.
+"""Exact, faster modules for SVD's network with two frames and one image token.
 
-Nothing here approximates. With one key a softmax is 1, so cross-attention is a vector a sample, whatever asks
-(no query, no norm before it). With two frames a softmax is a sigmoid, for which the difference of both keys is
-enough; the two outputs of a (3, 1, 1) convolution take three products instead of six; and nearest upsampling
-before a 3 × 3 convolution is four 2 × 2 ones, 4 instead of 9 taps an output pixel.
+They compute the same function of the same weights with fewer operations. Nothing is approximated.
 
-Each shortcut is a subclass of the module whose place it takes, over that module's own parameters: names,
-shapes, hooks and adapters stay, and an input that is not two frames or one token takes the general way.
+- Cross-attention to one token: the softmax over one key is 1, so the output is one vector per sample. It needs no
+  query and no normalisation before it.
+- Temporal attention over two frames: the softmax is a sigmoid of the difference of both logits.
+- A (3, 1, 1) convolution of two frames takes three matrix products instead of six.
+- Nearest upsampling and a 3 × 3 convolution equal four 2 × 2 convolutions: 4 instead of 9 taps per output pixel.
+
+Each module is a subclass of the diffusers module that it replaces and uses the same parameters, so names, shapes,
+hooks and adapters stay valid. Other inputs fall back to the general implementation.
 """
 
 from __future__ import annotations
@@ -29,15 +32,19 @@ from torch import Tensor, nn
 from fp_lightning.model.matching import FRAMES
 
 M = TypeVar("M", bound=nn.Module)
-_FEWEST_UP = 600  # pixels for which it pays to add up an upsampling kernel
-_FEWEST_MIXED = 48  # pixels of a frame for which it pays to take differences of a temporal kernel
-_ROWS = 1280  # tokens that a CPU takes through a feed-forward at a time
+_FEWEST_UP = 600  # pixels from which `UpsampleConv` is faster
+_FEWEST_MIXED = 48  # pixels per frame from which `TwoFrameConv` is faster
+_ROWS = 1280  # tokens per chunk of a feed-forward on the CPU
 
 
 def specialise(model: M) -> M:
-    """Puts the shortcuts into a diffusers video U-Net or temporal VAE decoder, in place; returns it.
+    """Replace the modules of a diffusers video U-Net or temporal VAE decoder by the faster ones, in place.
 
-    `idle_weights` are frozen: their gradient was zero and is none now, for which DDP would wait.
+    Freezes `idle_weights`: they would have a zero gradient in diffusers and have none here, and DDP waits for the
+    gradient of every trainable weight.
+
+    Returns:
+        The same model.
     """
     for module in model.modules():
         if type(module) in _SHORTCUTS:
@@ -52,7 +59,10 @@ def specialise(model: M) -> M:
 
 
 def idle_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that do not matter where the context is one token, by name: those of its queries and keys."""
+    """Return, by name, the weights without effect when the context is one token.
+
+    These are queries, keys and the normalisation of cross-attention.
+    """
     idle: dict[str, nn.Parameter] = {}
     for name, module in model.named_modules():
         if isinstance(module, (BasicTransformerBlock, TemporalBasicTransformerBlock)) and module.attn2 is not None:
@@ -62,8 +72,8 @@ def idle_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def generalise(model: M) -> M:
-    """Takes the shortcuts out again, in place; returns the model."""
-    general = {short: long for long, short in _SHORTCUTS.items()} | {TwoFrameConv: nn.Conv3d}
+    """Restore diffusers' modules in place (the inverse of `specialise`), and return the model."""
+    general = {faster: original for original, faster in _SHORTCUTS.items()} | {TwoFrameConv: nn.Conv3d}
     for module in model.modules():
         if type(module) in general:
             module.__class__ = general[type(module)]
@@ -71,19 +81,22 @@ def generalise(model: M) -> M:
 
 
 def one_token(attn: Attention, context: Tensor) -> Tensor:
-    """Cross-attention to a single token, [..., 1, d] → [..., 1, c], the same for every query."""
+    """Return cross-attention to a single token, [..., 1, d] → [..., 1, c]. It is the same for every query."""
     return attn.to_out[0](attn.to_v(context))
 
 
 def feed_forward(norm: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
-    """x + layer(norm(x)), each token [..., c] alone; a CPU takes some at a time, whose wide layers stay in cache."""
+    """Return x + layer(norm(x)) for tokens [..., c].
+
+    On the CPU, tokens are processed in chunks, so that the wide activations stay in the cache.
+    """
     if x.device.type != "cpu" or x.shape[:-1].numel() <= _ROWS or torch.compiler.is_compiling():
         return layer(norm(x)) + x
     return torch.cat([layer(norm(rows)) + rows for rows in x.flatten(0, -2).split(_ROWS)]).view(x.shape)
 
 
 class SpatialBlock(BasicTransformerBlock):
-    """Self-attention, one vector, feed-forward on tokens [b · f, n, c] with `encoder_hidden_states` [b · f, 1, d]."""
+    """Spatial transformer block on tokens [b · f, n, c] with one context token [b · f, 1, d]."""
 
     def forward(self, hidden_states: Tensor, attention_mask=None, encoder_hidden_states=None, *args, **kwargs):
         if encoder_hidden_states is None or encoder_hidden_states.shape[1] != 1:
@@ -94,7 +107,7 @@ class SpatialBlock(BasicTransformerBlock):
 
 
 class TemporalBlock(TemporalBasicTransformerBlock):
-    """The same along time, on tokens [b · 2, n, c] where they are, with `encoder_hidden_states` [b, 1, d]."""
+    """Temporal transformer block on tokens [b · 2, n, c], not transposed, with one context token [b, 1, d]."""
 
     def forward(self, hidden_states: Tensor, num_frames: int, encoder_hidden_states: Tensor | None = None) -> Tensor:
         videos = len(hidden_states) // FRAMES
@@ -108,7 +121,10 @@ class TemporalBlock(TemporalBasicTransformerBlock):
 
 
 def two_frame_attention(attn: Attention, x: Tensor) -> Tensor:
-    """Each token attends to itself in both frames, [b, 2, n, c]: v₁ + σ(q · (k₀ − k₁) / √d)(v₀ − v₁)."""
+    """Return temporal self-attention of tokens [b, 2, n, c]: v₁ + sigmoid(q · (k₀ − k₁) / √d) (v₀ − v₁).
+
+    Each token attends to the tokens at its position in both frames.
+    """
     heads = (attn.heads, -1)
     query, value = (to(x).unflatten(-1, heads) for to in (attn.to_q, attn.to_v))
     key = attn.to_k(x[:, :1] - x[:, 1:]).unflatten(-1, heads)
@@ -117,7 +133,7 @@ def two_frame_attention(attn: Attention, x: Tensor) -> Tensor:
 
 
 class SpatioTemporalTransformer(TransformerSpatioTemporalModel):
-    """Spatial and temporal blocks in turn on [b · f, c, h, w], the image token not repeated for every pixel."""
+    """Alternating spatial and temporal blocks on [b · f, c, h, w]. The image token is not repeated per pixel."""
 
     def forward(self, hidden_states, encoder_hidden_states=None, image_only_indicator=None, return_dict=True):
         if image_only_indicator.shape[-1] != FRAMES or encoder_hidden_states.shape[1] != 1:
@@ -128,20 +144,25 @@ class SpatioTemporalTransformer(TransformerSpatioTemporalModel):
         position = self.time_pos_embed(self.time_proj(frame).to(x.dtype))[:, None]
         for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
             x = self._run(spatial, x, None, encoder_hidden_states)
-            moved = (x.unflatten(0, (-1, FRAMES)) + position).flatten(0, 1)
-            moved = self._run(temporal, moved, FRAMES, encoder_hidden_states[::FRAMES])
-            x = self.time_mixer(x, moved)
-        x = hidden_states + self.proj_out(x).mT.unflatten(2, (height, width))  # in the layout of its first term
+            mixed = (x.unflatten(0, (-1, FRAMES)) + position).flatten(0, 1)
+            mixed = self._run(temporal, mixed, FRAMES, encoder_hidden_states[::FRAMES])
+            x = self.time_mixer(x, mixed)
+        # the sum has the memory layout of its first term
+        x = hidden_states + self.proj_out(x).mT.unflatten(2, (height, width))
         return TransformerTemporalModelOutput(sample=x) if return_dict else (x,)
 
     def _run(self, block: nn.Module, *args):
+        """Call a block, with gradient checkpointing if it is enabled."""
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
 
 
 class Blend(AlphaBlender):
-    """One mix of two tensors where no frame is an image alone, which is what a video U-Net says of all of them."""
+    """Blends the spatial and the temporal branch with one factor for all frames.
+
+    This holds because a video U-Net marks no frame as image-only.
+    """
 
     def forward(self, x_spatial: Tensor, x_temporal: Tensor, image_only_indicator: Tensor | None = None) -> Tensor:
         share = self.mix_factor if self.merge_strategy == "fixed" else self.mix_factor.sigmoid()
@@ -152,8 +173,9 @@ class Blend(AlphaBlender):
 class TwoFrameConv(nn.Conv3d):
     """A (3, 1, 1) convolution of two frames by three products: W₁(x₀ + x₁), (W₂ − W₁)x₁ and (W₀ − W₁)x₀.
 
-    On less than `_FEWEST_MIXED` pixels the differences of the weights cost more than the products saved. There
-    inference goes the general way, but not training: on CPUs torch 2.15's gradient of its weight is wrong in bfloat16.
+    Below `_FEWEST_MIXED` pixels the weight differences cost more than they save, and inference falls back to the
+    general implementation. Training does not fall back: on the CPU, torch 2.15 computes a wrong gradient of the
+    convolution weight in bfloat16.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,14 +188,15 @@ class TwoFrameConv(nn.Conv3d):
         first, second = x.flatten(3).unbind(2)
         both = torch.baddbmm(self.bias[:, None], here, first + second)
         frames = torch.baddbmm(both, after, second), torch.baddbmm(both, before, first)
-        # in memory the frames lie before the channels, as in the spatial layers: joining them with the batch is free
+        # frames come before channels in memory, as in the spatial layers, so that merging them with the batch is free
         return torch.stack(frames, 1).transpose(1, 2).unflatten(3, x.shape[3:])
 
 
 class UpsampleConv(Upsample2D):
-    """Nearest upsampling by 2 and a 3 × 3 convolution as four 2 × 2 convolutions, one for each place in a new pixel.
+    """Nearest upsampling by 2 and a 3 × 3 convolution as four 2 × 2 convolutions.
 
-    The 2 × 2 kernels are sums of the 3 × 3 one's, which costs as much as it saves on less than `_FEWEST_UP` pixels.
+    Each 2 × 2 convolution computes one of the four output pixels of an input pixel. Its kernel is a sum of taps of the
+    3 × 3 kernel. Below `_FEWEST_UP` pixels these sums cost as much as they save.
     """
 
     def forward(self, hidden_states: Tensor, output_size=None, *args, **kwargs) -> Tensor:
@@ -181,24 +204,24 @@ class UpsampleConv(Upsample2D):
         if (
             output_size is not None
             or self.norm is not None
-            or type(conv) is not nn.Conv2d  # an adapter
-            or hasattr(conv, "_hf_hook")  # its weights are elsewhere until it is called
+            or type(conv) is not nn.Conv2d  # for example an adapter
+            or hasattr(conv, "_hf_hook")  # offloaded: weights arrive only when it is called
             or conv.kernel_size != (3, 3)
             or hidden_states[:, 0].numel() < _FEWEST_UP
         ):
             return super().forward(hidden_states, output_size, *args, **kwargs)
         height, width = hidden_states.shape[-2:]
         x = F.pad(hidden_states, (1, 1, 1, 1))
-        places = [
+        parts = [
             F.conv2d(x[..., i : i + height + 1, j : j + width + 1], kernel, conv.bias)
             for i, rows in enumerate(_halves(conv.weight, -2))
             for j, kernel in enumerate(_halves(rows, -1))
         ]
-        return rearrange(torch.stack(places), "(i j) b c h w -> b c (h i) (w j)", i=2)
+        return rearrange(torch.stack(parts), "(i j) b c h w -> b c (h i) (w j)", i=2)
 
 
 def _halves(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """What three taps are on the first and on the second half of a pixel of twice their size: two taps each."""
+    """Return the two-tap kernels that three taps become on the first and second half of an upsampled pixel."""
     before, here, after = kernel.unbind(dim)
     return torch.stack([before, here + after], dim), torch.stack([before + here, after], dim)
 

@@ -1,4 +1,4 @@
-"""SVD's U-Net with an attention kind and the places where the control response and drag points enter."""
+"""SVD's U-Net with a choice of attention, and hooks that add the control response and copy dragged tokens."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ from fp_lightning.model.svd.specialise import specialise
 
 
 class FramePainterUNet(PeftAdapterMixin, UNetSpatioTemporalConditionModel):
-    """`UNetSpatioTemporalConditionModel` for two frames, the source image and its edit.
+    """A `UNetSpatioTemporalConditionModel` for two frames: the source image and its edit.
 
-    Without arguments it is SVD's network with the paper's matching attention and the shortcuts of
-    `specialise`, which `generalise` takes out. Saved and loaded by diffusers like any model; its keys
-    are SVD's own, and `*.attn1.processor.*` for the branch.
+    The defaults are SVD's network with the paper's matching attention and the faster modules of `specialise`
+    (`generalise` restores diffusers' modules). diffusers saves and loads it like any model. State-dict keys are SVD's,
+    plus `*.attn1.processor.*` for the matching branch.
 
     Args:
         attention: "matching", "cross_frame" or "temporal", see `install_attention`.
-        match_queries: which frames ask in matching attention: "target" (paper) or "both" (released).
-        The others are `UNetSpatioTemporalConditionModel`'s.
+        match_queries: frames whose tokens are queries in matching attention: "target" (paper) or "both" (released).
+
+    All other arguments are those of `UNetSpatioTemporalConditionModel`.
     """
 
     @register_to_config
@@ -80,11 +81,11 @@ class FramePainterUNet(PeftAdapterMixin, UNetSpatioTemporalConditionModel):
         self._control: tuple[Tensor, Tensor] | None = None
         self._points: DragPoints | None = None
         self._deep: DeepFeatures | None = None
-        self.up_blocks[-1].register_forward_pre_hook(self._keep, with_kwargs=True)
+        self.up_blocks[-1].register_forward_pre_hook(self._store_deep, with_kwargs=True)
         self.down_blocks[0].register_forward_hook(self._inject)
         for block in self.modules():
             if isinstance(block, TransformerSpatioTemporalModel):
-                block.register_forward_hook(self._copy)
+                block.register_forward_hook(self._copy_tokens)
 
     @classmethod
     def from_svd(
@@ -93,7 +94,10 @@ class FramePainterUNet(PeftAdapterMixin, UNetSpatioTemporalConditionModel):
         attention: AttentionKind = "matching",
         match_queries: MatchQueries = "target",
     ) -> FramePainterUNet:
-        """The network over the tensors of an SVD U-Net, not copied; the branch starts from its weights."""
+        """Build the network on the tensors of an SVD U-Net, without copying them.
+
+        The matching branch starts from copies of the spatial attention's weights.
+        """
         with torch.device("meta"):
             model = cls.from_config(dict(unet.config), attention=attention, match_queries=match_queries)
         model.load_state_dict(unet.state_dict(), strict=False, assign=True)
@@ -103,7 +107,7 @@ class FramePainterUNet(PeftAdapterMixin, UNetSpatioTemporalConditionModel):
         return specialise(model.requires_grad_(True))
 
     def set_match_queries(self, queries: MatchQueries) -> None:
-        """Chooses which frames ask in matching attention; no weight changes."""
+        """Set the frames whose tokens are queries in matching attention. Weights do not change."""
         for attn in spatial_attentions(self).values():
             if isinstance(attn.processor, MatchingAttnProcessor):
                 attn.processor.queries = queries
@@ -122,21 +126,20 @@ class FramePainterUNet(PeftAdapterMixin, UNetSpatioTemporalConditionModel):
         matching_form: MatchingForm = "squared",
         deep: DeepFeatures | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One call of the network F.
+        """Evaluate the network F.
 
         Args:
-            sample: [b, 2, in_channels, h, w], noisy latents and image latents.
+            sample: [b, 2, in_channels, h, w], scaled noisy latents (c_in · x) and image latents, joined along channels.
             c_noise: [b], ¼ ln σ.
             embedding: [b, 1, cross_attention_dim] of the source image.
             added_time_ids: [b, 3], (fps − 1, motion bucket, noise augmentation).
-            response: [b, f, c, H, W] of the control encoder: f = 1 for the target alone (paper), 2 for both frames.
-            control_scale: [b] factor of the response.
-            correspondence: asks for the matching losses.
-            points: copies tokens at the output of every attention block, spatial and temporal attention at
-                one place (16 in SVD).
-            matching_form: of the matching losses, see `matching_loss`.
-            deep: keeps the deep features, or says that those kept stand in for all but the finest blocks; the
-                control response, which enters below those, is then the one that they were made with.
+            response: [b, f, c, H, W], output of the control encoder; f = 1: target frame only (paper), f = 2: both.
+            control_scale: [b], factor of the response.
+            correspondence: requests the matching losses.
+            points: drags whose tokens are copied after every spatio-temporal transformer block (16 in SVD).
+            matching_form: form of the matching losses, see `matching_loss`.
+            deep: receives the deep features, or replaces the deeper blocks if `deep.reuse` is set. The control
+                response enters in the deeper blocks, so that a reused call has the response of the stored features.
 
         Returns:
             The output [b, 2, out_channels, h, w], and the matching loss of each layer by name.
@@ -160,8 +163,8 @@ class FramePainterUNet(PeftAdapterMixin, UNetSpatioTemporalConditionModel):
     def _finest(
         self, sample: Tensor, c_noise: Tensor, embedding: Tensor, added_time_ids: Tensor, deep: DeepFeatures
     ) -> Tensor:
-        """The call without the deeper blocks, as `UNetSpatioTemporalConditionModel.forward` does it otherwise."""
-        assert deep.features is not None, "a whole call comes first"
+        """Evaluate only the finest blocks, on the stored deep features; the rest is as in diffusers' forward."""
+        assert deep.features is not None, "run a full call before reusing deep features"
         down, up = self.down_blocks[0], self.up_blocks[-1]
         ids = self.add_time_proj(added_time_ids.flatten()).unflatten(0, added_time_ids.shape).flatten(1)
         level = self.time_embedding(self.time_proj(c_noise).to(sample.dtype))
@@ -181,13 +184,13 @@ class FramePainterUNet(PeftAdapterMixin, UNetSpatioTemporalConditionModel):
         )
         return self.conv_out(self.conv_act(self.conv_norm_out(x))).unflatten(0, sample.shape[:2])
 
-    def _keep(self, block: nn.Module, args, kwargs: dict[str, Any]) -> None:
-        """Keeps what the finest up block is given."""
+    def _store_deep(self, block: nn.Module, args, kwargs: dict[str, Any]) -> None:
+        """Store the input of the finest up block as deep features."""
         if self._deep is not None:
             self._deep.features = kwargs["hidden_states"]
 
     def _inject(self, block: nn.Module, args, output: tuple[Tensor, tuple[Tensor, ...]]):
-        """Adds the control response after the first block; its skip features never see it."""
+        """Add the control response to the output of the first block. The skip features stay unchanged."""
         if self._control is None:
             return None
         features, skips = output
@@ -198,8 +201,8 @@ class FramePainterUNet(PeftAdapterMixin, UNetSpatioTemporalConditionModel):
         video = torch.cat([video[:, :-frames], changed.unflatten(0, (-1, frames))], 1)
         return video.flatten(0, 1), skips
 
-    def _copy(self, block: nn.Module, args, output: tuple[Tensor]):
-        """Copies the dragged tokens after an attention block, which returns a tuple of one."""
+    def _copy_tokens(self, block: nn.Module, args, output: tuple[Tensor]):
+        """Copy the dragged tokens in the output of a transformer block, a tuple of one tensor."""
         if self._points is None:
             return None
         return (copy_tokens(output[0].unflatten(0, (-1, FRAMES)), self._points).flatten(0, 1),)
