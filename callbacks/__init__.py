@@ -1,4 +1,4 @@
-"""Lightning callbacks that show, score and save what the editor does; recipes name them by class path."""
+"""Lightning callbacks that log, score and save results. Recipes name them by `class_path`."""
 
 from callbacks.correspondence_maps import CorrespondenceMaps
 from callbacks.ema import TrainableEMA

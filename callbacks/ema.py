@@ -10,27 +10,28 @@ from torch import Tensor
 
 
 class TrainableEMA(L.Callback):
-    """Averages the weights that train, and lends the average to validation, test and predict.
+    """Average the trainable weights, and use the average in validation, test and prediction.
 
-    Frozen weights are neither copied nor saved. The average is float32, kept in the checkpoint, and
-    resumes with it. Until the average has seen 1 / (1 − decay) steps its decay is (1 + n) / (10 + n).
+    The average is float32 and is saved in checkpoints. Frozen weights are neither copied nor saved. The decay at
+    step n is at most (1 + n) / (10 + n), so that the first steps do not dominate.
 
     Args:
-        decay: of the average per optimiser step, in [0, 1).
+        decay: decay of the average per optimiser step, in [0, 1).
 
     Raises:
-        ValueError: a decay outside [0, 1).
+        ValueError: `decay` is outside [0, 1).
     """
 
     def __init__(self, decay: float = 0.998) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
+            raise ValueError(f"decay must be in [0, 1), got {decay}; try 0.998")
         self.decay, self.steps = decay, 0
         self.average: dict[str, Tensor] = {}
-        self._lent: dict[str, Tensor] | None = None
+        self._trained: dict[str, Tensor] | None = None  # trained weights while the average is in use
 
     @staticmethod
     def _trainable(module: L.LightningModule) -> dict[str, Tensor]:
+        """Return the trainable weights by name, without copying them."""
         return {name: p.data for name, p in module.named_parameters() if p.requires_grad}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -49,43 +50,45 @@ class TrainableEMA(L.Callback):
         averages = [self.average[name] for name in weights]
         torch._foreach_lerp_(averages, [weight.float() for weight in weights.values()], 1 - decay)
 
-    def _lend(self, module: L.LightningModule) -> None:
-        if self.average and self._lent is None:
+    def _use_average(self, module: L.LightningModule) -> None:
+        """Replace the trained weights by their average."""
+        if self.average and self._trained is None:
             weights = self._trainable(module)
-            self._lent = {name: weight.clone() for name, weight in weights.items()}
+            self._trained = {name: weight.clone() for name, weight in weights.items()}
             for name, weight in weights.items():
                 weight.copy_(self.average[name])
 
-    def _take_back(self, module: L.LightningModule) -> None:
-        if self._lent is not None:
+    def _restore_trained(self, module: L.LightningModule) -> None:
+        """Put the trained weights back."""
+        if self._trained is not None:
             for name, weight in self._trainable(module).items():
-                weight.copy_(self._lent[name])
-            self._lent = None
+                weight.copy_(self._trained[name])
+            self._trained = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._lend(pl_module)
+        self._use_average(pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._take_back(pl_module)
+        self._restore_trained(pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._lend(pl_module)
+        self._use_average(pl_module)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._take_back(pl_module)
+        self._restore_trained(pl_module)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._lend(pl_module)
+        self._use_average(pl_module)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._take_back(pl_module)
+        self._restore_trained(pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._take_back(pl_module)
+        self._restore_trained(pl_module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint written within a validation holds the weights that train, not their average."""
-        checkpoint["state_dict"].update(self._lent or {})
+        """Save the trained weights, not their average, in a checkpoint written during validation."""
+        checkpoint["state_dict"].update(self._trained or {})
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self.average, "steps": self.steps}

@@ -1,4 +1,4 @@
-"""Everything logged while fitting, in one table that a resumed run continues."""
+"""A CSV file of all metrics logged during `fit`, which a resumed run continues."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fp_lightning.files import write_atomic
 
 
 class MetricsCSV(Callback):
-    """Writes `<run>/metrics.csv` while fitting: `step`, `epoch` and a column per logged name.
+    """Write `<run>/metrics.csv` during `fit`, with `step`, `epoch` and one column per metric.
 
-    It listens as one more logger, beside those the trainer has, so a row is what was logged at one step, as
-    often as the trainer logs. A resumed run appends. A run that starts anew in a used folder sets the table
-    found there aside, as `metrics.1.csv` and so on. The run is the trainer's default root folder.
+    The run folder is the trainer's default root folder. The callback adds a logger to the trainer, so it writes a
+    row whenever the trainer logs. A resumed run appends to the file. A new run in the same folder first renames an
+    existing file to `metrics.1.csv`, `metrics.2.csv` and so on.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -40,9 +40,9 @@ class MetricsCSV(Callback):
 
 
 class _Table(Logger):
-    """Appends each logged event to a CSV file at once; a new name rewrites the file with one more column.
+    """A logger that appends every event to a CSV file at once. A new metric rewrites the file with one more column.
 
-    Lightning's own CSVLogger deletes an earlier file and holds rows back.
+    Lightning's CSVLogger deletes existing files and buffers rows.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,10 +63,11 @@ class _Table(Logger):
         return str(self.folder)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Hyper-parameters are in the run's configuration file."""
+        """Do nothing: hyperparameters are in the run's configuration file."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one row."""
         row = {"step": step, **metrics}
         path = self.folder / "metrics.csv"
         if self._columns is None or not row.keys() <= set(self._columns):
@@ -79,12 +80,13 @@ class _Table(Logger):
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table, without a last one that was cut short."""
-    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
-    return list(csv.DictReader(io.StringIO(whole)))
+    """Read the rows of a table, without an incomplete last line."""
+    complete = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return list(csv.DictReader(io.StringIO(complete)))
 
 
 def _lines(rows: list[dict[str, Any]], columns: list[str]) -> bytes:
+    """Encode rows as CSV lines."""
     buffer = io.StringIO()
     csv.DictWriter(buffer, columns, lineterminator="\n").writerows(rows)
     return buffer.getvalue().encode()

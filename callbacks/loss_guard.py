@@ -1,4 +1,4 @@
-"""Training that survives a bad step."""
+"""Skip optimiser steps with a non-finite or exploding loss."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from fp_lightning.errors import InputError
 
 
 class LossGuard(L.Callback):
-    """Leaves out optimiser steps whose loss or gradient is not finite, or whose loss leaps; stops after too many.
+    """Skip optimiser steps whose loss or gradient is not finite or whose loss spikes; stop after too many.
 
-    A step that is left out changes no weight and no moment; where several processes train, all of them leave it
-    out. A fused optimiser decides that on the device (its `found_inf`), so no step waits for it; with another the host
-    waits. Every `every` steps the main process appends the evidence to `path`, a line of JSON for each step that was
-    left out: its number, its loss, the median that it was held against, and the names of the main process's samples.
-    All noise is a function of the seed and the step, so that is enough to repeat it.
+    A skipped step changes no weights and no optimiser moments. All processes skip the same steps. Fused optimisers
+    decide on the device (by their `found_inf`), so no step waits for the host; other optimisers wait.
+
+    Skipped steps are recorded in `path`, one line of JSON each: the step, its loss, the median loss it was compared
+    with, and the names of the main process's samples. Noise depends only on seed and step, so the record is enough
+    to reproduce the step.
 
     Args:
-        path: of the evidence.
-        spike: a loss of so many times the median of the last `window` steps is a leap; null asks for finite ones only.
-        window: steps of the median; until it is full nothing is a leap.
-        patience: so many steps left out within one window stop the training.
-        every: optimiser steps between two looks.
+        path: file for the records.
+        spike: a loss above `spike` times the median of the last `window` steps is a spike; null only checks that
+            losses are finite.
+        window: number of steps of the median. There are no spikes before it is full.
+        patience: number of skipped steps within one window that stops training.
+        every: number of optimiser steps between two checks of the records.
 
     Raises:
-        InputError: too many steps were left out, or a number is out of range.
+        InputError: too many steps were skipped, or an argument is out of range.
     """
 
     def __init__(
@@ -49,12 +51,12 @@ class LossGuard(L.Callback):
                 f"got {spike}, {window}, {patience} and {every}"
             )
         self.path, self.spike, self.window, self.patience, self.every = Path(path), spike, window, patience, every
-        self.losses: list[float] = []  # of the last steps that were taken
-        self.left_out: list[int] = []  # numbers of the steps that were not
+        self.losses: list[float] = []  # losses of the last steps that were not skipped
+        self.skipped: list[int] = []  # numbers of the skipped steps
         self._limit = float("inf")
-        self._losses: list[Tensor] = []  # of the micro-batches of this step
+        self._losses: list[Tensor] = []  # losses of the micro-batches of this step
         self._names: list[str] = []
-        self._unread: list[tuple[int, Tensor, list[str]]] = []  # (step, [loss, left out], names of the samples)
+        self._unread: list[tuple[int, Tensor, list[str]]] = []  # (step, [loss, skipped], names of the samples)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -65,18 +67,18 @@ class LossGuard(L.Callback):
         self._losses.append(loss.detach().float())
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        loss = torch.stack(self._losses).sum()  # Lightning has divided each by their number
+        loss = torch.stack(self._losses).sum()  # Lightning has divided each by the number of micro-batches
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.stack(torch._foreach_norm(gradients)).float().sum()  # finite where all are
+        norm = torch.stack(torch._foreach_norm(gradients)).float().sum()  # finite if all gradients are
         bad = ~torch.isfinite(norm) | ~(loss <= self._limit)
-        seen = torch.stack([loss, bad.float()])
+        outcome = torch.stack([loss, bad.float()])
         if trainer.world_size > 1:
-            seen = trainer.strategy.reduce(seen, reduce_op="max")  # type: ignore[assignment]
+            outcome = trainer.strategy.reduce(outcome, reduce_op="max")  # type: ignore[assignment]
         if optimizer.defaults.get("fused"):
-            optimizer.found_inf = seen[1]  # type: ignore[attr-defined]
-        elif seen[1]:
-            optimizer.zero_grad()  # a weight without gradient is left as it is
-        self._unread.append((trainer.global_step, seen, self._names))
+            optimizer.found_inf = outcome[1]  # type: ignore[attr-defined]
+        elif outcome[1]:
+            optimizer.zero_grad()  # the optimiser skips weights without gradient
+        self._unread.append((trainer.global_step, outcome, self._names))
         self._losses, self._names = [], []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -93,13 +95,14 @@ class LossGuard(L.Callback):
         self._read(trainer)
 
     def _read(self, trainer: L.Trainer) -> None:
+        """Read the outcomes of the last steps from the device, record skipped steps and update the limit."""
         lines = []
-        for step, seen, names in self._unread:
-            loss, bad = seen.tolist()
+        for step, outcome, names in self._unread:
+            loss, bad = outcome.tolist()
             if bad:
-                self.left_out.append(step)
-                held = median(self.losses) if self.losses else None
-                lines.append(json.dumps({"step": step, "loss": loss, "median": held, "samples": names}) + "\n")
+                self.skipped.append(step)
+                typical = median(self.losses) if self.losses else None
+                lines.append(json.dumps({"step": step, "loss": loss, "median": typical, "samples": names}) + "\n")
             else:
                 self.losses.append(loss)
         self._unread = []
@@ -110,15 +113,16 @@ class LossGuard(L.Callback):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
                 file.writelines(lines)
-        recent = [step for step in self.left_out if step > trainer.global_step - self.window]
+        recent = [step for step in self.skipped if step > trainer.global_step - self.window]
         if len(recent) >= self.patience:
             raise InputError(
-                f"{len(recent)} of the last {self.window} steps had a loss that is not finite or leaps, the last one "
-                f"step {recent[-1]}; see {self.path}, and go on from an earlier checkpoint with a lower learning rate"
+                f"{len(recent)} of the last {self.window} steps had a loss that is not finite or spikes, the last one "
+                f"step {recent[-1]}; see {self.path}, and resume an earlier checkpoint with a lower learning rate"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": self.losses, "left_out": self.left_out, "limit": self._limit}
+        # "left_out" is the key in existing checkpoints
+        return {"losses": self.losses, "left_out": self.skipped, "limit": self._limit}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.losses, self.left_out, self._limit = (state_dict[name] for name in ("losses", "left_out", "limit"))
+        self.losses, self.skipped, self._limit = (state_dict[name] for name in ("losses", "left_out", "limit"))

@@ -1,4 +1,4 @@
-"""How fast training runs, how much of the hardware it uses, and a progress bar that does not slow it down."""
+"""Measure training speed and hardware utilisation, and show a progress bar that does not slow training down."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ PRECISIONS = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
 
 
 class Throughput(Callback):
-    """Logs `train/samples_per_second` of all ranks, `train/tflops_per_second` of one, and on a known GPU `train/mfu`.
+    """Log `train/samples_per_second` of all ranks, `train/tflops_per_second` of one rank and `train/mfu`.
 
-    Operations are those of the products in one step, forward and backward, counted in the second one; recomputation
-    for gradient checkpointing is among them, what compiled code does is not. Utilisation (mfu) is their rate by the
-    greatest that the GPU has in the training precision. The clock is read when the trainer logs and the device is
-    waited for only then, unlike in Lightning's ThroughputMonitor. Time for validation is left out.
+    Operations are counted in the second step: those of matrix products, convolutions and attention, forward
+    and backward, including recomputation for gradient checkpointing, but not those inside compiled code. The model
+    FLOPs utilisation (mfu) is their rate divided by the GPU's peak rate in the training precision; it is logged for
+    known GPUs only. Validation time is left out. Unlike Lightning's ThroughputMonitor, this waits for the device only
+    when the trainer logs.
     """
 
     def __init__(self) -> None:
-        self.flops: int | None = None  # of a step
+        self.flops: int | None = None  # operations per step
         self._counter: CountedOperations | None = None
         self._begin, self._samples, self._steps, self._seen = 0.0, 0, 0, 0
 
@@ -47,7 +48,7 @@ class Throughput(Callback):
         if self._counter is not None:
             self._counter.__exit__(None, None, None)
             self.flops, self._counter = self._counter.total, None
-            self._restart(pl_module)  # a step that was counted is slower
+            self._restart(pl_module)  # counting slows the step down
             return
         self._samples, self._steps = self._samples + len(batch), self._steps + 1
         if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
@@ -71,21 +72,27 @@ class Throughput(Callback):
             self._counter = None
 
     def _restart(self, module: LightningModule) -> None:
+        """Restart the clock and the counts."""
         _wait(module)
         self._begin, self._samples, self._steps = time.perf_counter(), 0, 0
 
 
 def _wait(module: LightningModule) -> None:
+    """Wait until a GPU has finished."""
     if module.device.type == "cuda":
         torch.cuda.synchronize(module.device)
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, which reads the losses at every step and so waits for the device; this one as often as it logs."""
+    """A progress bar that updates losses only when the trainer logs.
+
+    Lightning's own bar reads them at every step and so waits for the device.
+    """
 
     _read: dict[str, Any] | None = None
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return the metrics to show, cached between logs."""
         if self._read is None or not trainer.training or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._read = super().get_metrics(trainer, pl_module)
         return self._read

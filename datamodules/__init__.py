@@ -1,4 +1,4 @@
-"""Data for the editor: recipes name these by `class_path`."""
+"""Lightning data modules. Recipes name them by `class_path`."""
 
 from datamodules.all_signals import AllSignalsDataModule
 from datamodules.base import EditDataModule

@@ -1,4 +1,4 @@
-"""Edits given by any signal: one model for all of them."""
+"""Data module for training one model on all signals."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from fp_lightning.signals.combine import SIGNALS
 
 
 class AllSignalsDataModule(EditDataModule):
-    """Pairs with one signal at random each, sometimes several; predict reads any that lies beside an image.
+    """Stored pairs, each with one random signal or several. `predict` reads all signals beside an image.
 
     Args:
-        signals: which ones; of these, one is drawn for every sample.
-        together: probability with which each of the others joins it.
-        sketch, coarse, points: settings of each; None for the defaults.
+        signals: names of the signals; one of them is drawn for every sample.
+        together: probability in [0, 1] that each other signal is added.
+        sketch: settings of sketches; None for the defaults.
+        coarse: settings of coarse edits; None for the defaults.
+        points: settings of points; None for the defaults.
         kwargs: see `EditDataModule`.
     """
 

@@ -1,4 +1,4 @@
-"""What all editing signals share: splits by video, one sample maker, one loader factory, the predict folder."""
+"""The base data module of stored pairs: splits by video, samples, loaders, and the inputs of `predict`."""
 
 from __future__ import annotations
 
@@ -30,31 +30,32 @@ STAGES: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("v
 
 
 class EditDataModule(L.LightningDataModule):
-    """Stored pairs as edits. Subclasses say which signals the edits are given by.
+    """Stored pairs as edits. Subclasses choose the signals.
 
-    Every random choice (which signals, where the points are, how a sketch is drawn, flips) is a function
-    of (seed, split, sample), so neither the batch size nor the number of workers changes a sample.
+    All random choices (signals, positions of points, strokes of sketches, flips) depend only on (seed, split,
+    sample), so the batch size and the number of workers do not change a sample.
 
     Args:
         mix: the signals.
-        pairs: folder that `fp-lightning pairs` wrote; not needed to predict.
-        size: (height, width) in pixels at which the network works.
+        pairs: folder written by `fp-lightning pairs`; not needed for prediction.
+        size: (height, width) in pixels of the network's input.
         batch_size: samples per batch.
-        num_workers: loader processes; results do not depend on it.
-        val_fraction: share of the videos that validate; 0 for none.
-        test_fraction: share of the videos that test; 0 for none.
-        seed: decides the splits, the order and every random signal.
-        inputs: folder of the user's images and signals, for predict.
-        limit_pairs: at most so many pairs per split, spread evenly over it.
-        overfit: train, val and test on the same pairs (all, or `limit_pairs` of them).
-        latents: folder that keeps what the frozen networks make of the pairs, so that training need not make it
-            again at every step; "beside" is `latents` in the folder of pairs. None keeps nothing.
-        holdout: list of held-out pairs that `fp-lightning benchmark` wrote: they are the test split, and their videos
-            neither train nor validate.
-        flip: mirror a training pair left to right with probability one half, before signals are drawn.
+        num_workers: number of loader processes; it does not change the samples.
+        val_fraction: fraction of the videos for validation; 0 for none.
+        test_fraction: fraction of the videos for testing; 0 for none.
+        seed: decides splits, order and signals.
+        inputs: folder of the user's images and signals, for prediction.
+        limit_pairs: largest number of pairs per split; they are spread evenly over the split.
+        overfit: train, validate and test on the same pairs (all, or `limit_pairs` of them).
+        latents: folder that caches the outputs of the frozen networks, so that they are not computed again at every
+            step. "beside" is `latents` in the folder of pairs; None caches nothing.
+        holdout: list of held-out pairs written by `fp-lightning benchmark`. They are the test split, and no pair of
+            their videos is used for training or validation.
+        flip: mirror training pairs left to right with probability 1/2, before signals are drawn.
 
     Raises:
-        InputError: a batch size below 1 or a negative number of workers.
+        InputError: the batch size is below 1, the number of workers is negative, `latents` is "beside" a URL, or
+            `holdout` and `overfit` are both set.
     """
 
     def __init__(
@@ -80,10 +81,12 @@ class EditDataModule(L.LightningDataModule):
                 f"batch_size must be at least 1 and num_workers at least 0, got {batch_size} and {num_workers}"
             )
         if latents == "beside" and "://" in str(pairs):
-            raise InputError(f"data.latents cannot be beside {pairs}, it must be a folder on this machine; name one")
+            raise InputError(
+                f"data.latents cannot be beside {pairs}, it must be a folder on this machine; set data.latents to one"
+            )
         self.mix = mix
         self.latents = f"{pairs}/latents" if latents == "beside" else latents
-        self.store_of_latents: LatentStore | None = None
+        self.latent_store: LatentStore | None = None
         self.pairs, self.size, self.batch_size, self.num_workers = pairs, size, batch_size, num_workers
         self.fractions = {"val": val_fraction, "test": test_fraction}
         self.seed, self.inputs, self.limit_pairs, self.overfit, self.flip = seed, inputs, limit_pairs, overfit, flip
@@ -91,19 +94,23 @@ class EditDataModule(L.LightningDataModule):
             raise InputError("data.holdout and data.overfit exclude each other; leave one out")
         self.holdout = holdout
         self.store: PairStore | None = None
-        self.indices: dict[Split, list[int]] = {}  # of the store
+        self.indices: dict[Split, list[int]] = {}  # indices in the store
         self.images: list[InputImage] = []
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """The names of the signals, of "sketch", "coarse" and "points"."""
+        """Names of the signals: "sketch", "coarse", "points"."""
         return self.mix.names
 
     def setup(self, stage: str) -> None:
-        """Raises InputError: no pairs, too few videos for the splits, or an unusable predict folder."""
+        """Split the pairs, or list the inputs of `predict`.
+
+        Raises:
+            InputError: there are no pairs, too few videos for the splits, or the input folder is invalid.
+        """
         if stage == "predict":
             self.images = list_inputs(self.inputs)
-            for image in self.images:  # every problem shows before the network runs
+            for image in self.images:  # invalid signals fail here, before the network runs
                 self.mix.read(image, self.size)
             return
         if not self.indices:
@@ -113,9 +120,10 @@ class EditDataModule(L.LightningDataModule):
                 self._require(split)
 
     def _split(self) -> None:
+        """Assign the pairs of the store to the splits."""
         if self.pairs is None:
             raise InputError(
-                "data.pairs is not set; give it the folder that `fp-lightning pairs VIDEOS --out DIR` wrote"
+                "data.pairs is not set; set it to a folder written by `fp-lightning pairs VIDEOS --out DIR`"
             )
         self.store = PairStore(self.pairs)
         videos = self.store.videos
@@ -132,37 +140,39 @@ class EditDataModule(L.LightningDataModule):
             self.indices["test"] = spread(held, self.limit_pairs)
 
     def _require(self, split: Split) -> None:
+        """Raise InputError if a split is empty."""
         if not self.length(split):
             raise InputError(
-                f"there is nothing to {split} on; set data.{split}_fraction above 0 or data.overfit to true"
+                f"the {split} split has no pairs; set data.{split}_fraction above 0 or data.overfit to true"
             )
 
     def length(self, split: Split) -> int:
-        """Samples in one epoch of a split."""
+        """Return the number of samples per epoch of a split."""
         return len(self.indices[split])
 
     def pair(self, split: Split, count: int) -> tuple[str, VideoPair]:
-        """A unique name and the pair; `count` runs on from epoch to epoch in training."""
+        """Return a unique name and the resized pair. In training, `count` continues from epoch to epoch."""
         assert self.store is not None, "setup comes first"
         index = self.indices[split][count % self.length(split)]
         pair = self.store[index].resized(self.size)
         return self.store.name(index), flipped(pair) if self._mirrored(split, count) else pair
 
     def _mirrored(self, split: Split, count: int) -> bool:
+        """Whether a sample is mirrored."""
         return self.flip and split == "train" and np.random.default_rng([self.seed, count]).random() < 0.5
 
     def fingerprint(self) -> str:
-        """Of the training samples and their order: a run that goes on needs the same."""
+        """Return a hash of the training samples and their order. A resumed run must have the same."""
         assert self.store is not None, "setup comes first"
         names = [self.store.name(index) for index in self.indices["train"]]
         return hashlib.sha256("\n".join([str(self.seed), *names]).encode()).hexdigest()
 
-    def unlatented(self, keys: Set[str]) -> Unlatented:
-        """What `fit` will look for in `store_of_latents` and is not among `keys`."""
-        return Unlatented(self, keys)
+    def missing_latents(self, keys: Set[str]) -> MissingLatents:
+        """Return the samples of `fit` whose latents are not among the cached `keys`."""
+        return MissingLatents(self, keys)
 
     def sample(self, split: Split, count: int) -> EditBatch:
-        """One sample, a batch of one: a function of (seed, split, count) alone."""
+        """Make one sample, a batch with b = 1. It depends only on (seed, split, count)."""
         name, pair = self.pair(split, count)
         rng = np.random.default_rng([self.seed, SPLITS.index(split), count])
         batch = replace(
@@ -172,12 +182,12 @@ class EditDataModule(L.LightningDataModule):
             moving=pair.moving()[None],
             **self.mix.draw(pair, rng, training=split == "train"),
         )
-        if self.store_of_latents is None or split == "test":
+        if self.latent_store is None or split == "test":
             return batch
-        return self.store_of_latents.read(key(name, self._mirrored(split, count)), batch)
+        return self.latent_store.read(key(name, self._mirrored(split, count)), batch)
 
     def predict_sample(self, index: int) -> EditBatch:
-        """One of the user's images with its signals, squeezed to the network's size."""
+        """Read one of the user's images with its signals, resized to the network's size: a batch with b = 1."""
         image = self.images[index]
         edit, signals = image.edit(), self.mix.read(image, self.size)
         pixels = squeeze(edit.image, self.size) if edit else image.resized(self.size)
@@ -188,7 +198,7 @@ class EditDataModule(L.LightningDataModule):
         return self._loader("train")
 
     def val_dataloader(self) -> DataLoader[EditBatch] | list[Any]:
-        return self._loader("val") if self.length("val") else []  # an empty list: no validation
+        return self._loader("val") if self.length("val") else []  # an empty list skips validation
 
     def test_dataloader(self) -> DataLoader[EditBatch]:
         return self._loader("test")
@@ -211,7 +221,7 @@ class EditDataModule(L.LightningDataModule):
             return EditLoader(samples, batch_size=self.batch_size, sampler=share, **options)
         order = EpochSampler(len(samples), self.seed, rank, world)
         if not len(order):
-            raise InputError(f"{world} processes cannot share {len(samples)} training samples; take fewer of them")
+            raise InputError(f"{world} processes cannot share {len(samples)} training samples; use fewer processes")
         loader = ResumableLoader(
             samples,
             batch_size=self.batch_size,
@@ -223,24 +233,27 @@ class EditDataModule(L.LightningDataModule):
         return loader
 
     def _forward_is_collective(self) -> bool:
-        """Whether a forward pass waits for the other ranks: not in DDP outside of `fit`, where Lightning leaves
-        the model unwrapped; in `fit` DDP broadcasts buffers, and sharding strategies always gather weights."""
+        """Whether a forward pass synchronises ranks, which then all need the same number of batches.
+
+        DDP broadcasts buffers in `fit`; in other stages, Lightning does not wrap the model. Sharding strategies always
+        gather weights.
+        """
         if self.trainer is None or self.trainer.world_size == 1:
             return False
         return self.trainer.state.fn == "fit" or type(self.trainer.strategy) is not DDPStrategy
 
     def __getstate__(self) -> dict[str, Any]:
-        """Loader processes get the data module without its trainer."""
+        """Leave out the trainer, which loader processes do not need."""
         return {**self.__dict__, "trainer": None}
 
 
 def one_thread(worker: int) -> None:
-    """OpenCV's thread pool does not survive the fork into a loader process."""
+    """Turn off OpenCV's threads in a loader process, as its thread pool does not survive a fork."""
     cv2.setNumThreads(0)
 
 
 class Samples(Dataset[EditBatch]):
-    """One split of a data module, as loaders want it."""
+    """One split of a data module as a map-style data set."""
 
     def __init__(self, data: EditDataModule, split: Split | Literal["predict"]) -> None:
         self.data, self.split = data, split
@@ -252,8 +265,8 @@ class Samples(Dataset[EditBatch]):
         return self.data.predict_sample(count) if self.split == "predict" else self.data.sample(self.split, count)
 
 
-class Unlatented(Dataset[tuple[str, EditBatch]]):
-    """Key and images of the pairs of `fit` whose key is not among `keys`, mirrored ones too where there are."""
+class MissingLatents(Dataset[tuple[str, EditBatch]]):
+    """Keys and images of training and validation pairs that are not in the latent cache, mirrored ones included."""
 
     def __init__(self, data: EditDataModule, keys: Set[str]) -> None:
         assert data.store is not None, "setup comes first"
@@ -274,17 +287,17 @@ class Unlatented(Dataset[tuple[str, EditBatch]]):
 
 
 def key(name: str, mirrored: bool) -> str:
-    """Of a pair among latents."""
+    """Return the key of a pair in the latent cache."""
     return f"{name}.mirrored" if mirrored else name
 
 
 def images(name: str, pair: VideoPair) -> EditBatch:
-    """A sample of nothing but its images."""
+    """Make a sample with images only, a batch with b = 1."""
     return EditBatch(to_unit_range(pair.source)[None], [name], target=to_unit_range(pair.target)[None])
 
 
 def flipped(pair: VideoPair) -> VideoPair:
-    """The pair mirrored left to right, its motion too."""
+    """Mirror a pair left to right, with its flows and tracks."""
     sign = torch.tensor([-1.0, 1.0])[:, None, None]
     return replace(
         pair,

@@ -1,4 +1,4 @@
-"""Edits given by a coarse edit: the photo with parts moved roughly where they shall be (paper, section 3.3)."""
+"""Data module for coarse edits: the photo with its parts moved to their place in the target (paper, section 3.3)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from datamodules.signals import Coarse, SignalMix
 
 
 class CoarseDataModule(EditDataModule):
-    """Pairs with the source warped along their flow; predict reads NAME.coarse.png (or jpg, webp).
+    """Stored pairs with the source warped by their flow. `predict` reads NAME.coarse.png (or jpg, webp).
 
-    Some training samples are cut and pasted instead, see `coarse.cut_probability`; others are always warped.
+    Some training samples are cut and pasted instead, see `coarse.cut_probability`. Validation and test samples are
+    always warped.
 
     Args:
-        coarse: how coarse edits are made; None for the defaults.
+        coarse: settings of coarse edits; None for the defaults.
         kwargs: see `EditDataModule`.
     """
 

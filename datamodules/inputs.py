@@ -1,4 +1,4 @@
-"""The folder a user edits from: NAME.(png|jpg|jpeg|webp) with NAME.SIGNAL.png and the like beside it; saved edits."""
+"""Read the input folder of `predict`: images with their signals beside them, and saved edits."""
 
 from __future__ import annotations
 
@@ -18,78 +18,81 @@ from fp_lightning.signals.combine import SIGNALS
 
 @dataclass(frozen=True)
 class InputImage:
-    """An image to edit: its path and its upright (height, width) in pixels. NAME.edit.json holds image and signals."""
+    """An image to edit: NAME.png, .jpg, .jpeg or .webp, or a saved edit NAME.edit.json with image and signals."""
 
     path: Path
-    size: tuple[int, int]
+    size: tuple[int, int]  # (height, width) of the upright image in pixels
 
     @property
     def name(self) -> str:
+        """The file name without its extension."""
         return self.path.name.removesuffix(SUFFIX) if self.is_edit else self.path.stem
 
     @property
     def is_edit(self) -> bool:
+        """Whether the file is a saved edit."""
         return self.path.name.endswith(SUFFIX)
 
     def edit(self) -> Edit | None:
-        """The saved edit, if it is one.
+        """Read the saved edit; None if the file is an image.
 
         Raises:
-            InputError: it is not usable.
+            InputError: the edit cannot be read, see `read_edit`.
         """
         return read_edit(self.path) if self.is_edit else None
 
     def resized(self, size: tuple[int, int]) -> Tensor:
-        """uint8 [3, h, w] at `size` (height, width), antialiased; of an image that is no saved edit."""
+        """Read the image, not a saved edit, as uint8 [3, h, w] at `size` (height, width), antialiased."""
         return squeeze(read_image(self.path), size)
 
     def beside(self, suffixes: Sequence[str]) -> Path | None:
-        """The first file NAME + suffix beside the image that exists."""
+        """Return the first existing file NAME + suffix beside the image, or None."""
         paths = (self.path.with_name(self.name + suffix) for suffix in suffixes)
         return next((path for path in paths if path.is_file()), None)
 
 
 def list_inputs(folder: str | None) -> list[InputImage]:
-    """The images of a folder by name.
+    """List the images and saved edits of a folder, sorted by file name.
 
     Raises:
-        InputError: the folder is not given or missing, holds no image, an image is unreadable, or two share a name.
+        InputError: the folder is not set, is missing or has no image, an image is unreadable, or two share a name.
     """
     if folder is None:
         raise InputError(
-            "data.inputs is not set; give it a folder of images with their signals, as in photo.jpg, photo.sketch.png"
+            "data.inputs is not set; set it to a folder of images with signals, such as photo.jpg, photo.sketch.png"
         )
     root = Path(folder)
     if not root.is_dir():
-        raise InputError(f"data.inputs is {folder}, which is not a folder")
+        raise InputError(
+            f"data.inputs is {folder}, which is not a folder; set it to a folder of images with their signals"
+        )
     paths = sorted(
         p
         for p in root.iterdir()
         if p.name.endswith(SUFFIX) or (p.suffix.lower() in IMAGES and Path(p.stem).suffix[1:] not in SIGNALS)
     )
     if not paths:
-        raise InputError(
-            f"{folder} holds no image; put NAME.png (or jpg, webp) with its signal, as NAME.sketch.png, in it"
-        )
+        raise InputError(f"{folder} has no image; add NAME.png (or jpg, webp) with its signal, such as NAME.sketch.png")
     images: dict[str, InputImage] = {}
     for path in paths:
         image = _probe(path)
         if image.name in images:
-            raise InputError(f"{images[image.name].path} and {path} would have the same result; rename one")
+            raise InputError(f"{images[image.name].path} and {path} would write the same result; rename one")
         images[image.name] = image
     return list(images.values())
 
 
 def _probe(path: Path) -> InputImage:
+    """Read the size of an image or saved edit."""
     image = read_edit(path).image if path.name.endswith(SUFFIX) else read_image(path)
     return InputImage(path, (image.height, image.width))
 
 
 def read_points(path: Path) -> Any:
-    """What stands under "points" in a JSON file, see `drags`.
+    """Read the value of "points" in a JSON file. `drags` checks and scales it.
 
     Raises:
-        InputError: it is no JSON, or has no "points".
+        InputError: the file is not JSON or has no "points".
     """
     form = f'it must be {{"points": [{ROW}, …]}} in pixels of the upright image'
     try:

@@ -1,4 +1,4 @@
-"""What training and evaluation see in what order, on every rank, and where it goes on."""
+"""Samplers that shuffle and distribute samples over ranks, and a loader that resumes within an epoch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ from fp_lightning.errors import InputError
 
 
 class EpochSampler(DistributedSampler[int]):
-    """One rank's share of a shuffled epoch of indices that run on: epoch e gives e · length to (e + 1) · length - 1.
+    """Shuffle each epoch and yield one rank's share of it. Epoch e has the indices e · length to (e + 1) · length - 1.
 
-    Index and seed thus decide a sample's randomness and procedural scenes never repeat, whatever the
-    number of workers. Lightning calls `set_epoch`, so a resumed run goes on where it was, and leaves
-    a DistributedSampler as it is. Every rank has equally many; a remainder waits for another epoch.
-    An epoch counts once its first index is taken: a loader with worker processes asks for two iterators
-    and drops one. `skip` samples of all ranks are left out of the next epoch.
+    As indices never repeat, index and seed decide a sample's randomness, whatever the number of workers, and every
+    epoch has new procedural scenes. All ranks get equally many indices; a remainder is left out of the epoch.
+    Lightning does not replace a DistributedSampler, and it calls `set_epoch`, so that a resumed run continues in
+    the right epoch. An epoch starts when its first index is taken, because a loader with worker processes creates
+    two iterators and uses one.
+
+    Args:
+        length: samples per epoch, of all ranks.
+        seed: decides the order.
+        rank: number of this process, from 0.
+        world: number of processes.
+
+    Attributes:
+        skip: number of samples, of all ranks, to leave out at the start of the next epoch.
     """
 
     def __init__(self, length: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -27,6 +36,7 @@ class EpochSampler(DistributedSampler[int]):
         self.epoch, self.skip = 0, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the next epoch. Lightning calls this."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -41,16 +51,17 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class ShareSampler(DistributedSampler[int]):
-    """One rank's share of the indices of a split, in order: rank, rank + world, …, none of them twice.
+    """Yield one rank's share of a split in order, without repetition: rank, rank + world and so on.
 
-    Lightning leaves a DistributedSampler as it is; its own repeats samples until the shares are equal. A rank
-    for which nothing is left takes the last sample, since Lightning's ranks wait for each other at an epoch's
-    end only if each has seen a batch.
+    Lightning's own sampler repeats samples until all shares are equal, but does not replace a DistributedSampler.
+    A rank whose share would be empty gets the last sample, because Lightning synchronises ranks at the end of an
+    epoch only if each has seen a batch.
 
     Args:
-        length: samples of the split, one at least.
-        even: repeat the first samples until every rank has equally many, for ranks that wait for each other
-            at every batch.
+        length: samples of the split, 1 or more.
+        rank: number of this process, from 0.
+        world: number of processes.
+        even: repeat the first samples until all shares are equal. Ranks that synchronise at every batch need this.
     """
 
     def __init__(self, length: int, rank: int = 0, world: int = 1, even: bool = False) -> None:
@@ -60,7 +71,7 @@ class ShareSampler(DistributedSampler[int]):
             self.indices = list(range(min(rank, length - 1), length, world))
 
     def set_epoch(self, epoch: int) -> None:
-        """Every epoch is the same."""
+        """Do nothing: every epoch has the same order."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -70,57 +81,59 @@ class ShareSampler(DistributedSampler[int]):
 
 
 class EditLoader(DataLoader[Any]):
-    """A loader whose worker processes pass an InputError on as it is, without their traceback."""
+    """A loader that passes on an InputError of a worker process without the worker's traceback."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
             yield from super().__iter__()
-        except InputError as error:  # from a worker, the message is "Caught … Traceback … InputError: one line"
+        except InputError as error:  # a worker's message is "Caught … Traceback … InputError: one line"
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from None
 
 
 class ResumableLoader(EditLoader):
-    """A loader that a checkpoint taken within an epoch resumes at its next batch; Lightning keeps the state.
+    """A training loader that resumes at the next batch after a checkpoint within an epoch.
 
-    The state counts the samples of all ranks, so that another number of ranks goes on where these were. Without a
-    batch size every item of the data set is a batch.
+    Lightning saves its state. The state counts the samples of all ranks, so a run can resume with another number of
+    ranks. Without a batch size, every item of the data set is a batch.
     """
 
     sampler: EpochSampler
-    given = 0  # batches of this epoch
-    fingerprint = ""  # of what it loads
+    batches_done = 0  # batches of this epoch that were yielded
+    fingerprint = ""  # identifies the data and their order
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self.given = self.sampler.skip // self.share
+        self.batches_done = self.sampler.skip // self.share
         for batch in super().__iter__():
-            self.given += 1
+            self.batches_done += 1
             yield batch
 
     @property
     def share(self) -> int:
-        """Samples in a batch of every rank together."""
+        """Samples per batch, of all ranks together."""
         return (self.batch_size or 1) * self.sampler.world
 
     def batches(self, state: dict[str, Any]) -> int:
-        """After how many of its batches of an epoch a state is; 0 at an epoch's end.
+        """Convert a saved state to the number of this loader's batches that are done in the epoch; 0 at its end.
 
         Raises:
-            InputError: the state is of other data, or of a number of samples that is no multiple of its own.
+            InputError: the state belongs to other data, or its samples are not a multiple of `share`.
         """
         if state["fingerprint"] != self.fingerprint:
             raise InputError(
-                "the checkpoint was trained on other data; go on with that, or make an editor of it with `fp-lightning "
-                "convert checkpoint` and train it anew as --model.editor.model"
+                "the checkpoint was trained on other data; resume with the same data, or convert it with `fp-lightning "
+                "convert checkpoint` and start a new run with --model.editor.model"
             )
         if state["samples"] % self.share:
             raise InputError(
-                f"the checkpoint is {state['samples']} samples into an epoch, no multiple of {self.sampler.world} "
-                f"processes with data.batch_size {self.batch_size or 1}; choose the two so that it is one"
+                f"the checkpoint is {state['samples']} samples into an epoch, not a multiple of {self.sampler.world} "
+                f"processes × data.batch_size {self.batch_size or 1}; change either so that it is"
             )
         return state["samples"] // self.share
 
     def state_dict(self) -> dict[str, Any]:
-        return {"samples": self.given % max(1, len(self)) * self.share, "fingerprint": self.fingerprint}
+        """Return the progress within the epoch, in samples of all ranks."""
+        return {"samples": self.batches_done % max(1, len(self)) * self.share, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the samples of a saved state, see `batches`."""
         self.sampler.skip = self.batches(state) * self.share

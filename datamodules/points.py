@@ -1,4 +1,4 @@
-"""Edits given by points that are dragged from where to where (paper, section 3.3)."""
+"""Data module for points: drags from source to target positions (paper, section 3.3)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from datamodules.signals import Points, SignalMix
 
 
 class PointsDataModule(EditDataModule):
-    """Pairs with drags along their tracks; predict reads NAME.points.json. There is no control image.
+    """Stored pairs with drags from their tracks, and no control image. `predict` reads NAME.points.json.
 
     Args:
-        points: how many drags a sample has; None for the defaults.
+        points: settings of points; None for the defaults.
         kwargs: see `EditDataModule`.
     """
 

@@ -1,4 +1,4 @@
-"""What an editing signal draws from a pair, and how a user's own is read; one, or a mix of several."""
+"""Editing signals: how each is drawn from a pair and read from a user's file, and mixes of several."""
 
 from __future__ import annotations
 
@@ -21,38 +21,47 @@ from fp_lightning.types import VideoPair
 
 
 class Signal(Protocol):
-    """One editing signal; a new one is a class with these members and an argument of `signal_fields`."""
+    """One editing signal. A new one needs a class with these members and an argument of `signal_fields`."""
 
-    name: ClassVar[SignalName]  # of that argument
-    suffixes: ClassVar[tuple[str, ...]]  # of the user's file beside NAME.jpg, the first one found
+    name: ClassVar[SignalName]  # name of the argument of `signal_fields`
+    suffixes: ClassVar[tuple[str, ...]]  # of the user's file beside NAME.jpg; the first existing file is read
 
     def draw(self, pair: VideoPair, rng: np.random.Generator, training: bool) -> Tensor:
-        """What a user would have drawn to get the pair's target, see `signal_fields`."""
+        """Draw what a user would draw to get the pair's target; the shape is in `signal_fields`.
+
+        Args:
+            pair: source, target and their correspondence.
+            rng: decides all random choices.
+            training: apply augmentations.
+        """
         ...
 
     def read(self, path: Path, image: InputImage, size: tuple[int, int]) -> Tensor:
-        """What the user has drawn, for a network that works at `size` (height, width).
+        """Read a user's signal for `image`, at the network's `size` (height, width).
 
         Raises:
-            InputError: the file is not usable.
+            InputError: the file is unreadable or invalid.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """Outlines of what shall be where, see `sketch`. Lengths in image widths.
+    """The outlines wanted in the edited image, drawn by `sketch`. Lengths are in image widths.
 
     Args:
-        threshold: least jump of the flow across an outline.
-        share: the same as a share of the pair's largest motion.
-        strain: least gradient of the flow, in pixels per pixel.
-        line_width: of the strokes, one pixel at least.
-        min_length: of a stroke.
-        augment: draw training sketches as by hand, with gaps, other widths and a little out of place.
-        drop: greatest share of segments left out, in [0, 1].
-        wobble: greatest displacement, 0 or more.
-        thickness: greatest factor on a segment's width, 1 or more.
+        threshold: smallest jump of the flow across an outline.
+        share: smallest jump as a share of the pair's largest motion.
+        strain: smallest gradient of the flow, in pixels per pixel.
+        line_width: width of the strokes, at least one pixel.
+        min_length: length of the shortest stroke.
+        augment: imitate hand drawings in training, with gaps, varying widths and small displacements.
+        drop: largest share of dropped segments, in [0, 1].
+        wobble: largest displacement, 0 or more.
+        thickness: largest factor on a segment's width, 1 or more.
+
+    Raises:
+        InputError: `drop`, `wobble` or `thickness` is out of range.
     """
 
     name: ClassVar[SignalName] = "sketch"
@@ -94,11 +103,14 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Coarse:
-    """The photo with parts moved roughly where they shall be, see `coarse_edit`.
+    """The photo with its parts moved to their place in the edited image, made by `coarse_edit`.
 
     Args:
-        cut_probability: of a training sample made by cut and paste instead of splatting, in [0, 1];
-            validation always splats.
+        cut_probability: probability in [0, 1] that a training sample is cut and pasted instead of splatted.
+            Validation always splats.
+
+    Raises:
+        InputError: `cut_probability` is outside [0, 1].
     """
 
     name: ClassVar[SignalName] = "coarse"
@@ -118,10 +130,14 @@ class Coarse:
 
 @dataclass(frozen=True)
 class Points:
-    """Drags from where something is to where it shall be, see `points`.
+    """Drags from source to target positions, drawn by `points`.
 
     Args:
-        least, most: number of drags, uniform between them.
+        least: smallest number of drags. The number is uniform from `least` to `most`.
+        most: largest number of drags.
+
+    Raises:
+        InputError: not 1 ≤ least ≤ most.
     """
 
     name: ClassVar[SignalName] = "points"
@@ -141,14 +157,14 @@ class Points:
 
 
 class SignalMix:
-    """The signals of one data module. A sample has one of them at random, and each other one by chance.
+    """The signals of one data module. Each sample gets one at random, and each other one by chance.
 
     Args:
-        signals: one or more.
-        together: probability with which each signal that was not drawn joins the one that was.
+        signals: one or more signals.
+        together: probability in [0, 1] that each other signal is added.
 
     Raises:
-        InputError: no signal, one twice, or `together` outside of [0, 1].
+        InputError: there is no signal, one is repeated, or `together` is outside [0, 1].
     """
 
     def __init__(self, signals: Sequence[Signal], together: float = 0.0) -> None:
@@ -160,26 +176,26 @@ class SignalMix:
             raise InputError(f"together must be between 0 and 1, got {together:g}")
 
     def draw(self, pair: VideoPair, rng: np.random.Generator, training: bool) -> dict[str, Any]:
-        """The `EditBatch` fields of a pair, b = 1, decided by `rng` alone."""
+        """Draw the signals of a pair as `EditBatch` fields with b = 1. `rng` decides all random choices."""
         first = rng.integers(len(self.signals))
         chosen = [i == first or rng.random() < self.together for i in range(len(self.signals))]
         drawn = {s.name: s.draw(pair, rng, training) for s, on in zip(self.signals, chosen, strict=True) if on}
         return signal_fields(pair.size, **drawn, among=self.names)
 
     def read(self, image: InputImage, size: tuple[int, int]) -> dict[str, Any]:
-        """The `EditBatch` fields of a user's image, b = 1, from every one of the signals that lies beside it.
+        """Read all signals beside a user's image as `EditBatch` fields with b = 1.
 
-        A saved edit holds its own, which stay there.
+        The fields of a saved edit are empty, because its signals are in the edit itself.
 
         Raises:
-            InputError: there is none, or one is not usable.
+            InputError: there is no signal, or one is unreadable or invalid.
         """
         if image.is_edit:
             return signal_fields(size, among=self.names)
         found = [(signal, path) for signal in self.signals if (path := image.beside(signal.suffixes))]
         if not found:
-            wanted = " or ".join(image.name + signal.suffixes[0] for signal in self.signals)
-            raise InputError(f"{image.path} has no signal; put {wanted} beside it")
+            missing = " or ".join(image.name + signal.suffixes[0] for signal in self.signals)
+            raise InputError(f"{image.path} has no signal; put {missing} beside it")
         drawn = {signal.name: signal.read(path, image, size) for signal, path in found}
         return signal_fields(size, **drawn, among=self.names)
 
@@ -187,10 +203,10 @@ class SignalMix:
 def choose(
     names: Sequence[str], together: float, sketch: Sketch | None, coarse: Coarse | None, points: Points | None
 ) -> SignalMix:
-    """The mix of the signals called `names`, each with its settings or the defaults.
+    """Make the mix of the signals called `names`, with their settings or the defaults.
 
     Raises:
-        InputError: see `SignalMix`; also an unknown name.
+        InputError: a name is unknown, or `SignalMix` rejects the signals.
     """
     known: dict[str, Signal] = {
         "sketch": sketch or Sketch(),

@@ -1,4 +1,4 @@
-"""Edits given by a sketch: outlines of what shall be where (paper, section 3.3)."""
+"""Data module for sketches: the outlines wanted in the edited image (paper, section 3.3)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from datamodules.signals import SignalMix, Sketch
 
 
 class SketchDataModule(EditDataModule):
-    """Pairs with the sketch that their motion implies; predict reads NAME.sketch.png.
+    """Stored pairs with sketches of their moving outlines. `predict` reads NAME.sketch.png.
 
-    Training sketches are drawn as by hand unless `sketch.augment` is false, others exactly.
+    Training sketches imitate hand drawings unless `sketch.augment` is false. Validation and test sketches are exact.
 
     Args:
-        sketch: how sketches are drawn; None for the defaults.
+        sketch: settings of sketches; None for the defaults.
         kwargs: see `EditDataModule`.
     """
 

@@ -1,7 +1,9 @@
-"""One exception for everything a user can mend."""
+"""The exception for errors that the user can fix."""
 
 
 class InputError(Exception):
-    """Bad input. The message is one line that names the value and the remedy; the command line
-    prints it without a traceback and exits with status 1. No ValueError, which argument parsers
-    swallow to try an alternative."""
+    """Invalid input. The message is one line that names the value and the remedy.
+
+    The command line prints the message without a traceback and exits with status 1. This is not a
+    ValueError because argument parsers catch ValueError to try another type.
+    """

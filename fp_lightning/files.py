@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Atomic file writes and folder locks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from fp_lightning.errors import InputError
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends without an error; makes the folder."""
+    """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds.
+
+    A reader never sees a half-written file. Missing folders are created. After an error, the temporary file is
+    deleted and `path` is unchanged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -23,7 +27,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes) -> Path:
-    """Writes `data` beside `path`, then renames; returns `path`."""
+    """Write `data` to `path` atomically, see `written_beside`, and return `path`."""
     with written_beside(path) as partial:
         partial.write_bytes(data)
     return path
@@ -31,10 +35,12 @@ def write_atomic(path: Path, data: bytes) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of `folder`, which it makes; the lock ends with the process, however it ends.
+    """Hold an exclusive lock on `folder`, which is created if it is missing.
+
+    The operating system releases the lock if the process ends in any way. There is no lock on Windows.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as handle:
@@ -42,7 +48,7 @@ def locked(folder: Path) -> Iterator[None]:
             import fcntl
 
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such locks on Windows
+        except ImportError:  # Windows has no fcntl
             pass
         except OSError as error:
             raise InputError(f"another run is writing to {folder}; wait for it, or choose another folder") from error

@@ -1,8 +1,8 @@
-"""The only shared contract: `VideoPair` on disk, `EditBatch` in memory, and `ClipBatch` for a video prior.
+"""The data types that all packages share: `VideoPair` on disk, `EditBatch` and `ClipBatch` in memory.
 
 Positions are continuous pixel coordinates of the tensor they belong to, x before y: pixel column i
-covers [i, i + 1) and its centre is i + 0.5. Resizing an image by s therefore multiplies positions
-and flows by s, and a token of t pixels that holds x has the index floor(x / t).
+covers [i, i + 1) and its centre is at i + 0.5. Resizing an image by s therefore multiplies positions
+and flows by s. In a grid of t × t pixel tokens, position x lies in token floor(x / t).
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ MOVING_PIXELS, MOVING_WIDTH = 1.0, 512  # "moving": flow above 1 px at a width o
 
 @dataclass
 class VideoPair:
-    """Two frames of one static-camera video and how they correspond; serves every editing signal."""
+    """Two frames of one static-camera video and their correspondence (paper, section 3.3).
+
+    All editing signals are derived from the same pairs.
+    """
 
     source: Tensor  # uint8 [3, h, w], RGB
     target: Tensor  # uint8 [3, h, w], RGB
     flow_to_source: Tensor  # float32 [2, h, w]: target position + flow = source position
     flow_to_target: Tensor  # float32 [2, h, w]: source position + flow = target position
-    tracks: Tensor  # float32 [2, th, tw]: the source position of each target token's centre
-    visible: Tensor  # bool [th, tw]: that source position is inside the image and not occluded
+    tracks: Tensor  # float32 [2, th, tw]: source position of each target token's centre
+    visible: Tensor  # bool [th, tw]: the source position is inside the image and not occluded
     meta: dict[str, Any] = field(default_factory=dict)  # video, frame times in seconds, estimators
 
     @property
@@ -42,18 +45,18 @@ class VideoPair:
         return height, width
 
     def moving(self) -> Tensor:
-        """Where anything moves: bool [1, h, w], the flow either way exceeds 1 px at 512 px width.
+        """Mask of moving pixels: bool [1, h, w], True where either flow exceeds 1 px at 512 px width.
 
-        Both ways, since an edit must draw the object where it goes and the ground where it was.
+        It uses both flows because an edit must draw the object at its new place and the background at its old one.
         """
         limit = MOVING_PIXELS * self.size[1] / MOVING_WIDTH
         return ((length(self.flow_to_source) > limit) | (length(self.flow_to_target) > limit))[None]
 
     def resized(self, size: tuple[int, int]) -> VideoPair:
-        """The pair at `size` (height, width): images antialiased, flows and tracks scaled.
+        """Resize the pair to `size` (height, width): images are antialiased, flows and tracks are scaled.
 
-        Flows are picked from the nearest pixel, never averaged: between two motions there is no
-        third one. The track grid keeps its number of tokens.
+        Flow is resampled from the nearest pixel. Averaging would invent a motion at the border of two objects.
+        The track grid keeps its number of tokens.
         """
         if size == self.size:
             return self
@@ -78,52 +81,53 @@ class VideoPair:
 
 @dataclass
 class EditBatch:
-    """What the editor trains on, validates on and predicts from. A sample is a batch of one."""
+    """A batch of edits, for training, validation and prediction. A single sample is a batch with b = 1."""
 
     source: Tensor  # float [b, 3, h, w] in [-1, 1]
     name: list[str]  # b names, unique within a data set
-    target: Tensor | None = None  # float [b, 3, h, w] in [-1, 1]; None in predict
+    target: Tensor | None = None  # float [b, 3, h, w] in [-1, 1]; None in prediction
     control: Tensor | None = None  # float [b, 3, h, w] in [0, 1]
-    control_valid: Tensor | None = None  # bool [b]: the sample has a control image; None: all have
+    control_valid: Tensor | None = None  # bool [b]: the sample has a control image; None: all samples have one
     points: Tensor | None = None  # float [b, p, 4] as (x_src, y_src, x_tgt, y_tgt)
     points_valid: Tensor | None = None  # bool [b, p]
     tracks: Tensor | None = None  # float [b, 2, th, tw]: source position of each target token centre
     visible: Tensor | None = None  # bool [b, th, tw]
-    moving: Tensor | None = None  # bool [b, 1, h, w], see VideoPair.moving
-    latents: Tensor | None = None  # [b, 2, c, h/8, w/8] of source and target, not scaled; None: not made yet
-    embedding: Tensor | None = None  # [b, 1, d] of the source
-    image_latents: Tensor | None = None  # [b, k, c, h/8, w/8] of the source with each of k noises
-    augmentation: Tensor | None = None  # [b, k] the level of each
-    full_size: list[tuple[int, int]] | None = None  # (height, width) of the user's own image, in predict
-    edit: list[Any] | None = None  # in predict: the `Edit` that a sample reproduces, None for the others
+    moving: Tensor | None = None  # bool [b, 1, h, w], see `VideoPair.moving`
+    latents: Tensor | None = None  # [b, 2, c, h/8, w/8] of source and target, unscaled; None: not computed yet
+    embedding: Tensor | None = None  # [b, 1, d], image embedding of the source
+    image_latents: Tensor | None = None  # [b, k, c, h/8, w/8] of the source with k noise augmentations
+    augmentation: Tensor | None = None  # [b, k], noise level of each of `image_latents`
+    full_size: list[tuple[int, int]] | None = None  # (height, width) of each user's image, in prediction
+    edit: list[Any] | None = None  # in prediction: the saved `Edit` to reproduce, or None
 
     def __len__(self) -> int:
         return self.source.shape[0]
 
     def one(self, index: int) -> EditBatch:
-        """One sample, a batch of one."""
+        """Return sample `index` as a batch with b = 1."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        alone: dict[str, Any] = {k: None if v is None else v[index : index + 1] for k, v in values.items()}
-        return EditBatch(**alone)
+        sample: dict[str, Any] = {k: None if v is None else v[index : index + 1] for k, v in values.items()}
+        return EditBatch(**sample)
 
     def map(self, function) -> EditBatch:
-        """A copy with `function` applied to every tensor."""
+        """Return a copy with `function` applied to every tensor."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return EditBatch(**{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()})
 
     def to(self, *args, **kwargs) -> EditBatch:
-        """Moves every tensor; Lightning calls this to bring a batch to its device."""
+        """Apply `Tensor.to` to every tensor. Lightning calls this to move a batch to its device."""
         return self.map(lambda x: x.to(*args, **kwargs))
 
     def pin_memory(self) -> EditBatch:
+        """Copy every tensor to pinned memory. Lightning's loaders call this."""
         return self.map(Tensor.pin_memory)
 
     @staticmethod
     def cat(batches: Sequence[EditBatch]) -> EditBatch:
-        """One batch of many, the collate function of every loader; shorter lists of points are padded.
+        """Concatenate batches; the collate function of every loader. Shorter lists of points are padded.
 
         Raises:
-            ValueError: a field is present in some samples and absent in others.
+            ValueError: a field is present in some samples and missing in others.
         """
         joined: dict[str, Any] = {}
         for f in fields(EditBatch):
@@ -145,46 +149,55 @@ class EditBatch:
 
 @dataclass
 class ClipBatch:
-    """Clips of equally many frames at even times: what a video prior trains on."""
+    """A batch of video clips with the same number of evenly spaced frames, to train a video prior."""
 
     frames: Tensor  # float [b, f, 3, h, w] in [-1, 1]
-    motion: Tensor  # float [b] greatest displacement from the first frame to the last, in image widths
+    motion: Tensor  # float [b], largest displacement from the first frame to the last, in image widths
     name: list[str]  # b names, unique within a data set
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def to(self, *args, **kwargs) -> ClipBatch:
-        """Moves every tensor; Lightning calls this to bring a batch to its device."""
+        """Apply `Tensor.to` to every tensor. Lightning calls this to move a batch to its device."""
         return ClipBatch(self.frames.to(*args, **kwargs), self.motion.to(*args, **kwargs), self.name)
 
     def pin_memory(self) -> ClipBatch:
+        """Copy every tensor to pinned memory. Lightning's loaders call this."""
         return ClipBatch(self.frames.pin_memory(), self.motion.pin_memory(), self.name)
 
 
 def _padded(points: Tensor, count: int) -> Tensor:
-    """[b, p, ...] → [b, count, ...] with zeros at the end: points that are not valid."""
+    """Pad points [b, p, ...] with zeros to [b, count, ...]; the added points are not valid."""
     missing = points.new_zeros((len(points), count - points.shape[1], *points.shape[2:]))
     return torch.cat([points, missing], 1)
 
 
 def length(flow: Tensor) -> Tensor:
-    """Lengths [...] of vectors [2, ...]; `norm` over the first dimension is many times slower on a CPU."""
+    """Compute the lengths [...] of vectors [2, ...].
+
+    On a CPU this is many times faster than `Tensor.norm` over the first dimension.
+    """
     return torch.hypot(flow[0], flow[1])
 
 
 def to_unit_range(image: Tensor) -> Tensor:
-    """uint8 [..., 3, h, w] → float in [-1, 1]."""
+    """Convert a uint8 image [..., 3, h, w] to float in [-1, 1]."""
     return image.float() / 127.5 - 1
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """float in [-1, 1] → uint8, rounded and clamped; the inverse of `to_unit_range`."""
+    """Convert float values in [-1, 1] to uint8, rounded and clamped; the inverse of `to_unit_range`."""
     return ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def token_centres(tracks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Positions [2, th, tw] in pixels of the centres of th × tw tokens that tile `size` (height, width)."""
+    """Compute the token centres [2, th, tw], in pixels, of a token grid that tiles `size` (height, width).
+
+    Args:
+        tracks: any tensor [..., th, tw]; only its token grid is used.
+        size: (height, width) in pixels.
+    """
     rows, columns = tracks.shape[-2:]
     y = (torch.arange(rows) + 0.5) * (size[0] / rows)
     x = (torch.arange(columns) + 0.5) * (size[1] / columns)

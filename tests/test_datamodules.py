@@ -28,6 +28,7 @@ from datamodules.signals import Coarse, Points, Sketch
 from datamodules.splits import split_videos
 from fp_lightning.errors import InputError
 from fp_lightning.pairs.shards import write_manifest, write_shard
+from fp_lightning.scenes.content import SceneContent
 from fp_lightning.scenes.scene import Scene
 from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.sketch import sketch
@@ -210,7 +211,7 @@ def test_data_module_goes_to_a_process_without_its_trainer(stored):
 
 
 def test_flipped_twice_is_the_pair():
-    pair = Scene(3, (64, 64), objects=(2, 2)).pair()
+    pair = Scene(3, (64, 64), SceneContent(objects=(2, 2))).pair()
     twice = flipped(flipped(pair))
     for name in ("source", "target", "flow_to_source", "flow_to_target", "visible"):
         assert torch.equal(getattr(twice, name), getattr(pair, name))
@@ -631,7 +632,7 @@ def test_a_loader_refuses_where_it_cannot_go_on():
     state = {"samples": 8, "fingerprint": data.fingerprint()}
     with pytest.raises(InputError, match="other data"):
         SceneDataModule((32, 32), batch_size=2, train_samples=18, seed=1).train_dataloader().load_state_dict(state)
-    with pytest.raises(InputError, match=r"8 samples into an epoch, no multiple of 1 processes with data.batch_size 3"):
+    with pytest.raises(InputError, match=r"8 samples into an epoch, not a multiple of 1 processes × data.batch_size 3"):
         SceneDataModule((32, 32), batch_size=3, train_samples=18).train_dataloader().load_state_dict(state)
 
 

@@ -85,7 +85,7 @@ def test_what_is_kept_resumes(tmp_path):
     train(guard, [1.0, float("nan"), 1.0])
     again = LossGuard(tmp_path / "left_out.jsonl", window=2, every=1)
     again.load_state_dict(guard.state_dict())
-    assert again.losses == guard.losses and again.left_out == [1]
+    assert again.losses == guard.losses and again.skipped == [1]
     assert again.state_dict() == guard.state_dict() and again.state_dict()["limit"] < 100
 
 

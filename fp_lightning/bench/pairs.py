@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -20,19 +19,22 @@ from torch import Tensor
 
 from fp_lightning.bench.measure import Result, compare
 from fp_lightning.evaluation.scores import psnr
-from fp_lightning.pairs.build import build_video, process_video
+from fp_lightning.pairs.build import process_video
+from fp_lightning.pairs.candidates import build_video
 from fp_lightning.pairs.engines import Task, cores, one_thread, run_local
 from fp_lightning.pairs.flow.dis import dis_flow
 from fp_lightning.pairs.motion import chained_flow, link
 from fp_lightning.pairs.settings import PairSettings
 from fp_lightning.pairs.shards import write_shard
 from fp_lightning.pairs.tracks import tracks_from_flow
-from fp_lightning.scenes.scene import Scene, write_clip
+from fp_lightning.scenes.clips import write_clip
+from fp_lightning.scenes.content import SceneContent
+from fp_lightning.scenes.scene import Scene
 from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.sketch import sketch
 from fp_lightning.types import VideoPair
 
-MOTION: dict[str, Any] = {"objects": (1, 3), "motion": (0.08, 0.3), "turn": 0.4, "growth": 0.15}
+MOTION = SceneContent(objects=(1, 3), motion=(0.08, 0.3), turn=0.4, growth=0.15)
 STAGES = {  # stage: functions of this package whose time counts for it
     "decode": ["stream_frames"],
     "cut": ["continuity"],
@@ -50,9 +52,7 @@ def pairs(rounds: int) -> list[Result]:
     one_thread()  # as in a worker
     with tempfile.TemporaryDirectory() as folder:
         root, workers = Path(folder), max(2, cores())
-        clips = [
-            write_clip(Enlarged(seed, (360, 640), 2, **MOTION), root / f"{seed}.mp4") for seed in range(4 * workers)
-        ]
+        clips = [write_clip(Enlarged(seed, (360, 640), 2, MOTION), root / f"{seed}.mp4") for seed in range(4 * workers)]
         tasks = [Task(str(clip), root / "out", settings) for clip in clips]
 
         def build(processes: int) -> Callable[[], object]:
@@ -60,7 +60,7 @@ def pairs(rounds: int) -> list[Result]:
 
         spread = compare("pairs/workers", build(workers), build(1), rounds, workers=workers, videos=len(clips))
         stages = _stages(clips[:4], root / "staged", settings)
-        large = write_clip(Enlarged(0, (2160, 3840), 6, **MOTION), root / "large.mp4", seconds=3)
+        large = write_clip(Enlarged(0, (2160, 3840), 6, MOTION), root / "large.mp4", seconds=3)
         peak = Result("pairs/memory", settings={"clip": "3840x2160", "size": list(settings.size)})
         peak.peak_bytes_ours = _peak(large, settings)
     return [spread, stages, peak]
@@ -69,8 +69,8 @@ def pairs(rounds: int) -> list[Result]:
 class Enlarged(Scene):
     """A scene that is rendered at 1 / `factor` of its size and enlarged, because rendering is not to be measured."""
 
-    def __init__(self, seed: int, size: tuple[int, int], factor: int, **scene: Any) -> None:
-        super().__init__(seed, (size[0] // factor, size[1] // factor), **scene)
+    def __init__(self, seed: int, size: tuple[int, int], factor: int, content: SceneContent | None = None) -> None:
+        super().__init__(seed, (size[0] // factor, size[1] // factor), content)
         self.drawn, self.size = self.size, size
 
     def frame(self, time: float, supersample: int = 1) -> np.ndarray:
@@ -103,7 +103,7 @@ def _stages(clips: list[Path], out: Path, settings: PairSettings) -> Result:
 def _peak(clip: Path, settings: PairSettings) -> int:
     """Return the peak resident memory in bytes of a new process that imports the package and builds one video."""
     code = (
-        "import resource, sys; from fp_lightning.pairs.build import PairSettings, build_video;"
+        "import resource, sys; from fp_lightning.pairs.candidates import PairSettings, build_video;"
         f"build_video(sys.argv[1], PairSettings(size={settings.size}));"
         "print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
@@ -120,7 +120,7 @@ def correspondence(rounds: int, size: tuple[int, int] = (320, 512), scenes: int 
     figures: dict[str, dict[str, list[Tensor]]] = {way: {} for way in ways}
     films = []
     for seed in range(scenes):
-        scene = Scene(seed, size, **MOTION)
+        scene = Scene(seed, size, MOTION)
         film = [scene.frame(t, 2) for t in np.linspace(0, 1, links + 1)]
         films.append(film)
         for way, count in ways.items():

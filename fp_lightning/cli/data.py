@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fp_lightning.cli.parsing import make_parser
 from fp_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from fp_lightning.scenes.content import SceneContent
 
 
 def pairs(arguments: list[str]) -> None:
@@ -74,7 +77,7 @@ def pairs(arguments: list[str]) -> None:
 
 def clips(arguments: list[str]) -> None:
     """Write procedural videos."""
-    from fp_lightning.scenes.scene import write_clips
+    from fp_lightning.scenes.clips import write_clips
 
     parser = make_parser("clips", "Write procedural videos: textured objects moving over textured ground.")
     parser.add_argument("out", help="folder for the videos")
@@ -84,7 +87,7 @@ def clips(arguments: list[str]) -> None:
     _add_content(parser)
     options = vars(parser.parse_args(arguments))
     own = {name: options.pop(name) for name in ("out", "count", "size", "seed")}
-    written = write_clips(**own | {"size": tuple(own["size"])}, **_content(options))
+    written = write_clips(**own | {"size": tuple(own["size"])}, content=_content(options))
     print(f"{len(written)} videos in {own['out']}")
 
 
@@ -102,12 +105,12 @@ def scenes(arguments: list[str]) -> None:
     parser.add_argument("--workers", type=int, help="number of processes; default: one per core")
     options = vars(parser.parse_args(arguments))
     own = {name: options.pop(name) for name in ("out", "count", "size", "stride", "seed", "workers")}
-    manifest = write_scene_pairs(**own | {"size": tuple(own["size"])}, scene=_content(options))
+    manifest = write_scene_pairs(**own | {"size": tuple(own["size"])}, content=_content(options))
     print(f"{manifest['pairs']} pairs in {own['out']}")
 
 
 def _add_content(parser: argparse.ArgumentParser) -> None:
-    """Options for what a scene shows, see `Scene`."""
+    """Options for what a scene shows, see `SceneContent`."""
     parser.add_argument("--objects", nargs=2, type=int, metavar=("LEAST", "MOST"), default=(1, 1))
     parser.add_argument(
         "--motion", nargs=2, type=float, metavar=("LEAST", "MOST"), default=(0.125, 0.375), help="range in image widths"
@@ -124,5 +127,8 @@ def _add_content(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _content(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+def _content(options: dict[str, Any]) -> SceneContent:
+    from fp_lightning.scenes.content import SceneContent
+
+    fields: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in options.items()}
+    return SceneContent(**fields)

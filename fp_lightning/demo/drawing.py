@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fp_lightning.errors import InputError
-from fp_lightning.signals.coarse import Piece, cut_and_paste, filled
+from fp_lightning.signals.cutouts import Piece, cut_and_paste, filled
 
 MOST = 100_000  # positions of a drawing; an hour of brushing has some thousands
 Signals = dict[str, Any]

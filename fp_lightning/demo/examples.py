@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fp_lightning.demo.drawing import outline
+from fp_lightning.scenes.content import SceneContent
 from fp_lightning.scenes.scene import GROUND, Scene
 
 SIZE = (256, 256)  # (height, width) in pixels
-CONTENT: dict[str, Any] = {"objects": (1, 1), "radius": (0.15, 0.3), "detail": 0.15, "motion": (0.25, 0.375)}
+CONTENT = SceneContent(objects=(1, 1), radius=(0.15, 0.3), detail=0.15, motion=(0.25, 0.375))
 SEEDS = {"sketch": 95, "drag": 70, "cut": 36}  # of 120, where tiny-editor does best
 
 
@@ -39,7 +40,7 @@ def examples() -> list[Example]:
 
 
 def _drawn(mode: str) -> tuple[Image.Image, dict[str, Any]]:
-    scene = Scene(SEEDS[mode], SIZE, **CONTENT)
+    scene = Scene(SEEDS[mode], SIZE, CONTENT)
     photo = Image.fromarray(scene.frame(0.0))
     before, after = _outline(scene, 0.0), _outline(scene, 1.0)
     (x, y), (u, v) = before.mean(0), after.mean(0)

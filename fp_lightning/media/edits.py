@@ -1,4 +1,4 @@
-"""An edit as one file: photo, signals and settings, from which it can be made again to the same pixels."""
+"""Saved edits: one file with the photo, the signals and the settings, which reproduces the same pixels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = "fp_lightning edit 1"
 SUFFIX = ".edit.json"
 PREFIX = "data:image/png;base64,"
 MAX_PIXELS = 100_000_000
-SETTINGS: dict[str, tuple[type, ...]] = {  # of the pipeline's call, and their types in a file
+SETTINGS: dict[str, tuple[type, ...]] = {  # keyword arguments of the pipeline, and their types in a file
     "num_inference_steps": (int,),
     "guidance_scale": (int, float),
     "control_scale": (int, float),
@@ -38,16 +38,19 @@ SIGNAL_IMAGES = ("sketch", "coarse", "region")
 
 @dataclass(frozen=True)
 class Edit:
-    """What an edit was made from.
+    """All inputs of an edit.
 
     Args:
-        image: the photo, RGB and upright.
-        sketch, coarse, points, region: see `FramePainterPipeline.__call__`.
-        settings: its keyword arguments among `SETTINGS`.
-        seed: of the noise.
-        model: what made it, for people.
+        image: the photo, upright RGB.
+        sketch: see `FramePainterPipeline.__call__`, as for `coarse`, `points` and `region`.
+        coarse: coarse edit.
+        points: drags, rows of (x_src, y_src, x_tgt, y_tgt) in pixels of `image`.
+        region: mask of the pixels that may change.
+        settings: keyword arguments of the pipeline, with names from `SETTINGS`.
+        seed: seed of the noise.
+        model: readable name of the model that made the edit.
         weights: hash of that model's control encoder.
-        drawing: what the web page draws the signals from; nothing else looks at it.
+        drawing: state of the web page's canvas; only the page reads it.
     """
 
     image: Image.Image
@@ -62,17 +65,17 @@ class Edit:
     drawing: Any = None
 
     def arguments(self) -> dict[str, Any]:
-        """All arguments of `FramePainterPipeline.__call__`, with a new generator."""
-        given = {"sketch": self.sketch, "coarse": self.coarse, "points": self.points, "region": self.region}
+        """Return all keyword arguments of `FramePainterPipeline.__call__`, with a new generator."""
+        signals = {"sketch": self.sketch, "coarse": self.coarse, "points": self.points, "region": self.region}
         return {
             "image": self.image,
-            **{name: value for name, value in given.items() if value is not None},
+            **{name: value for name, value in signals.items() if value is not None},
             **self.settings,
             "generator": torch.Generator().manual_seed(self.seed),
         }
 
     def to_bytes(self) -> bytes:
-        """The file: JSON with the images as PNG in it, so that it needs nothing beside it."""
+        """Encode the edit as self-contained JSON, with its images as PNG data URLs."""
         images = {name: _to_text(getattr(self, name)) for name in ("image", *SIGNAL_IMAGES)}
         if self.coarse is not None and (self.coarse.mode, self.coarse.size) == ("RGB", self.image.size):
             images["coarse_changes"] = _to_text(_changes(self.image, self.coarse))
@@ -90,40 +93,41 @@ class Edit:
         return (json.dumps({k: v for k, v in content.items() if v is not None}, allow_nan=False) + "\n").encode()
 
     def save(self, path: str | Path) -> Path:
-        """Writes the file; NAME.edit.json is what `predict` looks for."""
+        """Write the edit to `path` atomically. `predict` reads files called NAME.edit.json."""
         return write_atomic(Path(path), self.to_bytes())
 
 
 def read_edit(path: str | Path, max_pixels: int = MAX_PIXELS) -> Edit:
-    """The edit in a file.
+    """Read an edit from a file.
 
     Raises:
-        InputError: the file is missing, or see `parse_edit`.
+        InputError: the file is missing, or `parse_edit` rejects it.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give it an edit that was saved") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); choose a saved edit (NAME{SUFFIX})") from error
     return parse_edit(data, str(path), max_pixels)
 
 
 def parse_edit(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Edit:
-    """The edit in the bytes of a file, from whomever it is.
+    """Parse an edit from the content of an untrusted file.
 
     Args:
-        name: what messages call it.
-        max_pixels: of each image.
+        data: content of the file.
+        name: name of the file in error messages.
+        max_pixels: limit on width × height of each image.
 
     Raises:
-        InputError: it is no saved edit, or one of its values is not usable.
+        InputError: the file is not a saved edit, or one of its values is invalid.
     """
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{name} is not readable JSON; give it an edit that was saved") from error
+        raise InputError(f"{name} is not readable JSON; choose a saved edit (NAME{SUFFIX})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
-        raise InputError(f"{name} is not a saved edit: its format is {str(found)[:60]!r}, it must be {FORMAT!r}")
+        raise InputError(f"{name} is not a saved edit: its format is {str(found)[:60]!r}, but must be {FORMAT!r}")
 
     def image(part: str) -> Image.Image | None:
         return _from_text(content.get(part), f"{part} of {name}", max_pixels)
@@ -153,28 +157,28 @@ def parse_edit(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Edit:
 
 
 def check_settings(settings: Any, name: str) -> dict[str, Any]:
-    """`settings` if their names and types are those of `SETTINGS` and their numbers finite.
+    """Check that names and types of `settings` match `SETTINGS` and that all numbers are finite; return `settings`.
 
     Raises:
-        InputError: they are not.
+        InputError: a setting is unknown or has an invalid value.
     """
     if not isinstance(settings, dict):
-        raise InputError(f"settings of {name} are {str(settings)[:60]}; they must be names with values")
+        raise InputError(f"settings of {name} are {str(settings)[:60]}; they must be an object of names and values")
     for key, value in settings.items():
         if key not in SETTINGS:
             raise InputError(f"{name} has the setting {key[:40]!r}; choose from {', '.join(SETTINGS)}")
         wrong = not isinstance(value, SETTINGS[key]) or (isinstance(value, bool) and bool not in SETTINGS[key])
         numbers = value if isinstance(value, list | tuple) else [value]
         if wrong or any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            raise InputError(f"{key} of {name} is {str(value)[:40]!r}, which is not usable")
+            raise InputError(f"{key} of {name} is {str(value)[:40]!r}, which is not valid; save the edit again")
     return settings
 
 
 def check_seed(seed: Any, name: str) -> int:
-    """`seed` if it is one that torch takes.
+    """Check that `seed` is a valid torch seed and return it.
 
     Raises:
-        InputError: it is not.
+        InputError: the seed is not an integer from 0 to 2^63 − 1.
     """
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise InputError(f"{name} has the seed {str(seed)[:30]}; it must be a whole number from 0 to 2^63 − 1")
@@ -182,24 +186,31 @@ def check_seed(seed: Any, name: str) -> int:
 
 
 def _changes(photo: Image.Image, edited: Image.Image) -> Image.Image:
-    """What is different in `edited`, transparent elsewhere: less to keep, and `_changed` is its exact inverse."""
+    """Return the pixels of `edited` that differ from `photo`; the others are transparent, which compresses better.
+
+    `_changed` is the exact inverse.
+    """
     before, after = np.array(photo.convert("RGB")), np.array(edited)
     opaque = (before != after).any(-1, keepdims=True)
     return Image.fromarray(np.concatenate([after * opaque, opaque.astype(np.uint8) * 255], -1))
 
 
 def _changed(photo: Image.Image, changes: Image.Image) -> Image.Image:
+    """Paste `changes` over `photo`."""
     if changes.size != photo.size:
-        raise InputError(f"coarse_changes are {changes.size} pixels, their photo is {photo.size}; save the edit again")
+        raise InputError(
+            f"coarse_changes are {changes.size} pixels, but their photo is {photo.size}; save the edit again"
+        )
     return Image.alpha_composite(photo.convert("RGBA"), changes.convert("RGBA")).convert("RGB")
 
 
 def _to_text(image: Image.Image | None) -> str | None:
+    """Encode an image as a PNG data URL."""
     return None if image is None else PREFIX + b64encode(png_bytes(image)).decode()
 
 
 def _from_text(text: Any, name: str, max_pixels: int) -> Image.Image | None:
-    """An image as it was saved, with its transparency."""
+    """Decode a PNG data URL, keeping transparency."""
     if text is None:
         return None
     if not isinstance(text, str) or not text.startswith(PREFIX):

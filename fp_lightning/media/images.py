@@ -1,4 +1,4 @@
-"""A user's images and signals on their way to the network's size and back, for the pipeline and for predict."""
+"""Read a user's images and signals, resize them to the network's size, and resize the result back."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from fp_lightning.types import to_uint8
 
 logger = logging.getLogger(__name__)
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # that are decoded when sent
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # accepted by `decode_image`
 ROW = "[x_src, y_src, x_tgt, y_tgt]"
 
 
 def read_image(path: Path) -> Image.Image:
-    """A decoded image, turned upright as its EXIF says.
+    """Read an image and rotate it as its EXIF orientation says.
 
     Raises:
-        InputError: it does not decode.
+        InputError: the file cannot be decoded.
     """
     try:
         with Image.open(path) as image:
@@ -37,24 +37,25 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode_image(data: bytes, name: str, max_pixels: int, keep_transparency: bool = False) -> Image.Image:
-    """An image that somebody sent, as they would see it: RGB, upright, over white where it is transparent.
+    """Decode an untrusted image file to an upright RGB image; transparent parts become white.
 
-    Told by its content, whatever its name; of an animation the first frame. The size is read before the pixels are.
+    The format is detected from the content, not from the file name. An animation yields its first frame.
+    The size is checked before any pixel is decoded.
 
     Args:
-        data: a PNG, JPEG, WebP, GIF or BMP file.
-        name: what messages call it.
-        max_pixels: width × height at most.
-        keep_transparency: RGBA where it is transparent.
+        data: content of a PNG, JPEG, WebP, GIF or BMP file.
+        name: name of the image in error messages.
+        max_pixels: limit on width × height.
+        keep_transparency: return RGBA if the image has transparency.
 
     Raises:
-        InputError: it is empty, too large, damaged, or of another kind.
+        InputError: the file is empty, too large, damaged or in another format.
     """
     if not data:
         raise InputError(f"{name} is empty (0 bytes); choose the file again")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is checked below
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > max_pixels:
                 raise InputError(
@@ -62,30 +63,36 @@ def decode_image(data: bytes, name: str, max_pixels: int, keep_transparency: boo
                     "make it smaller"
                 )
             image.load()
-            drawn = ImageOps.exif_transpose(image)
+            rotated = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} has more than {max_pixels / 1e6:g} million pixels; make it smaller") from error
     except InputError:
         raise
-    except Exception as error:  # decoders raise all sorts of things on damaged files
+    except Exception as error:  # decoders raise many types on damaged files
         raise InputError(f"{name} is not an image that can be read; save it as PNG or JPEG") from error
-    if drawn.has_transparency_data:
-        sheet = drawn.convert("RGBA")
+    if rotated.has_transparency_data:
+        transparent = rotated.convert("RGBA")
         if keep_transparency:
-            return sheet
-        return Image.alpha_composite(Image.new("RGBA", sheet.size, "white"), sheet).convert("RGB")
-    return upright(drawn)
+            return transparent
+        return Image.alpha_composite(Image.new("RGBA", transparent.size, "white"), transparent).convert("RGB")
+    return upright(rotated)
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """The bytes of a PNG file, 13 % larger than the smallest and made three times as fast."""
+    """Encode an image as PNG.
+
+    The fast compression level takes a third of the time and makes files 13 % larger than the best one.
+    """
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """RGB, turned as its EXIF says; 16-bit grey is scaled to 8 bits, transparency is left out."""
+    """Convert an image to RGB and rotate it as its EXIF orientation says.
+
+    16-bit grey is scaled to 8 bits. Transparency is dropped.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.array(image).astype(np.float32) / 257).round().astype(np.uint8))
@@ -93,9 +100,14 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def region_mask(drawn: Image.Image, image_size: tuple[int, int], name: str = "the region") -> Tensor:
-    """Where an edit may change its photo, bool [1, H, W] at `image_size` (height, width).
+    """Convert a drawn region to a mask of the pixels that an edit may change: bool [1, H, W].
 
-    That is what is opaque, where the drawing has transparency, and otherwise what is bright.
+    If the drawing has transparency, its opaque pixels are the region; otherwise its bright pixels are.
+
+    Args:
+        drawn: the drawing, at any size.
+        image_size: (height, width) of the photo and of the mask.
+        name: name of the region in log messages.
     """
     _warn_of_stretching(drawn, image_size, name)
     grey = _opaque(drawn) if drawn.has_transparency_data else drawn.convert("L")
@@ -104,36 +116,45 @@ def region_mask(drawn: Image.Image, image_size: tuple[int, int], name: str = "th
 
 
 def _opaque(drawn: Image.Image) -> Image.Image:
+    """Return the alpha channel, fully opaque if the image has none."""
     return drawn.convert("RGBA").getchannel("A")
 
 
 def squeeze(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """Any image → RGB uint8 [3, h, w] at `size` (height, width), antialiased; its aspect is not kept."""
+    """Resize an image to RGB uint8 [3, h, w] at `size` (height, width), antialiased, ignoring its aspect ratio."""
     resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 
 def unsqueeze(edited: Tensor, size: tuple[int, int]) -> Tensor:
-    """An edited image [3, h, w] in [-1, 1] → uint8 at `size` (height, width), resized before it is rounded."""
+    """Convert an edited image [3, h, w] in [-1, 1] to uint8 at `size` (height, width).
+
+    The image is resized before its values are rounded.
+    """
     if tuple(edited.shape[-2:]) != tuple(size):
         edited = F.interpolate(edited[None].float(), tuple(size), mode="bicubic", antialias=True)[0]
     return to_uint8(edited).cpu()
 
 
 def strokes(drawn: Image.Image, image_size: tuple[int, int], size: tuple[int, int], name: str = "the sketch") -> Tensor:
-    """A user's sketch as white strokes on black, float [3, h, w] in {0, 1} at `size` (height, width).
+    """Convert a user's sketch to white strokes on black: float [3, h, w] in {0, 1}.
 
-    Strokes are what is opaque, where the sketch has transparency; otherwise what is bright, or what
-    is dark if most of the sketch is bright (ink on paper). A pixel is set if any part of a stroke
-    falls into it, so that thin strokes survive shrinking. Logs a warning that calls it `name` when it
-    is inverted, and when its aspect is not that of `image_size`, the (height, width) of its image.
+    If the sketch has transparency, its opaque pixels are strokes. Otherwise its bright pixels are, or its dark
+    ones if most of the sketch is bright (ink on paper). A pixel is set if any part of a stroke falls into it, so
+    that thin strokes survive shrinking. A warning is logged if the sketch is inverted or stretched.
+
+    Args:
+        drawn: the sketch, at any size.
+        image_size: (height, width) of its photo.
+        size: (height, width) of the result.
+        name: name of the sketch in log messages.
     """
     _warn_of_stretching(drawn, image_size, name)
     alpha = np.array(_opaque(drawn))
     grey = alpha if alpha.min() < 128 else np.array(drawn.convert("L"))
     marked = grey >= 128
     if grey is not alpha and marked.mean() > 0.5:
-        logger.warning("%s is mostly bright: taken as dark strokes on light paper and inverted", name)
+        logger.warning("%s is mostly bright: read as dark strokes on light paper and inverted", name)
         marked = ~marked
     return F.adaptive_max_pool2d(torch.from_numpy(marked).float()[None], size).expand(3, -1, -1).contiguous()
 
@@ -141,45 +162,52 @@ def strokes(drawn: Image.Image, image_size: tuple[int, int], size: tuple[int, in
 def coarse_image(
     drawn: Image.Image, photo: Image.Image, size: tuple[int, int], name: str = "the coarse edit"
 ) -> Tensor:
-    """A user's coarse edit of `photo`, float [3, h, w] in [0, 1] at `size` (height, width).
+    """Convert a user's coarse edit of `photo` to float [3, h, w] in [0, 1] at `size` (height, width).
 
-    Where it is transparent the photo shows: pasted pieces on a transparent sheet are an edit, too. Logs a
-    warning that calls it `name` when its aspect is not the photo's, and when it changes nothing.
+    The photo shows through transparent parts, so pasted pieces on a transparent canvas are a valid edit. A
+    warning is logged if the edit is stretched or equal to the photo.
+
+    Args:
+        drawn: the coarse edit, at any size.
+        photo: the unedited image.
+        size: (height, width) of the result.
+        name: name of the coarse edit in log messages.
     """
     _warn_of_stretching(drawn, (photo.height, photo.width), name)
-    shape, how = (size[1], size[0]), Image.Resampling.BICUBIC
-    ground = photo.convert("RGB").convert("RGBA").resize(shape, how)
-    edited = Image.alpha_composite(ground, drawn.convert("RGBA").resize(shape, how))
-    if edited == ground:
-        logger.warning("%s is equal to its photo: there is nothing to change", name)
+    shape, method = (size[1], size[0]), Image.Resampling.BICUBIC
+    original = photo.convert("RGB").convert("RGBA").resize(shape, method)
+    edited = Image.alpha_composite(original, drawn.convert("RGBA").resize(shape, method))
+    if edited == original:
+        logger.warning("%s is equal to its photo: it changes nothing", name)
     return squeeze(edited, size).float() / 255
 
 
-def drags(given: Any, image_size: tuple[int, int], size: tuple[int, int], name: str = "points") -> Tensor:
-    """A user's drags, scaled from their image's pixels to the network's: float32 [p, 4].
+def drags(points: Any, image_size: tuple[int, int], size: tuple[int, int], name: str = "points") -> Tensor:
+    """Scale a user's drags from pixels of their image to pixels of the network's input: float32 [p, 4].
 
     Args:
-        given: rows of four numbers (x_src, y_src, x_tgt, y_tgt), or of two, the handle and the target in
-            turn, as drag benchmarks write them. 0 ≤ x ≤ width and 0 ≤ y ≤ height; a point on the far
-            border counts to the last pixel.
-        image_size: (height, width) in pixels of the image in which they were drawn.
-        size: (height, width) in pixels at which the network works.
-        name: what messages call them.
+        points: rows of four numbers (x_src, y_src, x_tgt, y_tgt), or rows of two numbers that alternate
+            between handle and target, as in drag benchmarks. 0 ≤ x ≤ width and 0 ≤ y ≤ height; a point on
+            the right or lower border belongs to the last pixel.
+        image_size: (height, width) in pixels of the image that the drags were drawn on.
+        size: (height, width) in pixels of the network's input.
+        name: name of the points in error messages.
 
     Raises:
-        InputError: no rows, a row of another form, a handle without target, or a point outside of the image.
+        InputError: there are no rows, a row has another form, a handle has no target, or a point is outside the
+            image.
     """
     try:
-        rows = list(given)
+        rows = list(points)
     except TypeError as error:
-        raise InputError(f"{name}: {given!r} is no list of points; write {ROW} for each") from error
+        raise InputError(f"{name}: {points!r} is not a list of points; write {ROW} for each") from error
     if not rows:
         raise InputError(f"{name}: there are no points; write {ROW} for each")
     numbers = [_numbers(row, number, name) for number, row in enumerate(rows, 1)]
     if len({len(row) for row in numbers}) > 1:
         raise InputError(f"{name}: rows of two and of four numbers are mixed; write {ROW} for each point")
     if len(numbers[0]) == 2 and len(numbers) % 2:
-        raise InputError(f"{name}: the last of {len(numbers)} rows of two is a handle without its target; add that")
+        raise InputError(f"{name}: the last of {len(numbers)} rows of two is a handle without a target; add its target")
     ends = np.array(numbers, np.float64).reshape(-1, 2)
     height, width = image_size
     outside = ((ends < 0) | (ends > (width, height))).any(1)
@@ -195,7 +223,7 @@ def drags(given: Any, image_size: tuple[int, int], size: tuple[int, int], name: 
 
 
 def _numbers(row: Any, number: int, name: str) -> list[float]:
-    """Two or four finite numbers."""
+    """Read one row of two or four finite numbers."""
     try:
         values = np.asarray(row)
     except ValueError:
@@ -207,10 +235,13 @@ def _numbers(row: Any, number: int, name: str) -> list[float]:
 
 
 def _warn_of_stretching(drawn: Image.Image, image_size: tuple[int, int], name: str) -> None:
-    """Warns if `drawn`, as wide as its image of (height, width) pixels, would differ in height by a pixel or more."""
+    """Log a warning if the aspect ratio of `drawn` differs from that of its image.
+
+    The limit is a difference in height of one pixel, with both at the width of the larger one.
+    """
     height, width = image_size
     if abs(drawn.height * width / drawn.width - height) >= max(1, width / drawn.width):
         logger.warning(
-            "%s is %dx%d, its image %dx%d (width x height): it is stretched to fit",
+            "%s is %dx%d, its image is %dx%d (width x height): it is stretched to fit",
             name, drawn.width, drawn.height, width, height,
         )  # fmt: skip

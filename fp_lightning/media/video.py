@@ -1,4 +1,4 @@
-"""Finding videos, and reading their frames of chosen times: files of any container, and folders of frames."""
+"""Find videos and read their frames at chosen times, from video files or folders of frames."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ EXTENSIONS = {
 }
 FRAMES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 FRAME_RATE = 24.0  # frames per second of a folder of frames
-LATE = 0.2  # seconds after the last frame up to which it still answers: stated lengths are not exact
-SEEK = 10.0  # seconds to the next wanted frame from which seeking beats decoding on
+LATE = 0.2  # seconds: the last frame also serves times up to this much later, since stated durations are inexact
+SEEK = 10.0  # seconds: over longer gaps between requested frames, seeking is faster than decoding
 
 
 class VideoError(InputError):
@@ -36,35 +36,37 @@ class VideoError(InputError):
 
 @dataclass
 class Clip:
-    """Frames of one video by the wanted time they answer; `problem` says what was lost on the way."""
+    """Frames of one video, by requested time. `problem` says which frames are missing."""
 
-    frames: dict[float, tuple[float, Image]] = field(default_factory=dict)  # wanted → (actual time in seconds, image)
+    frames: dict[float, tuple[float, Image]] = field(
+        default_factory=dict
+    )  # requested time → (actual time, image), in seconds
     problem: str | None = None
 
 
 def list_videos(paths: Sequence[str | Path]) -> list[Path]:
-    """The named files, and the videos in the named folders at any depth, each once, in order.
+    """List the given files and all videos inside the given folders, in order and without duplicates.
 
-    A folder that holds images and no video file is itself a video, of one image a frame. A file that is
-    named is taken whatever its ending.
+    Folders are searched recursively. A folder that holds images and no video file counts as a video with one
+    frame per image. A given file counts as a video whatever its extension.
 
     Raises:
         InputError: a path does not exist, or a folder holds no video.
     """
-    found: dict[Path, Path] = {}  # resolved → as given
+    found: dict[Path, Path] = {}  # resolved path → path as given
     for path in map(Path, paths):
         if not path.exists():
-            raise InputError(f"{path} does not exist; name video files or folders of them")
+            raise InputError(f"{path} does not exist; give video files or folders of them")
         files = [path]
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if not any(part[0] == "." for part in p.relative_to(path).parts))
             videos = [p for p in inside if p.suffix.lower() in EXTENSIONS and p.is_file()]
-            holders = {p.parent for p in videos}
-            frames = {p.parent for p in inside if p.suffix.lower() in FRAMES and p.is_file()}
-            files = sorted([*videos, *(frames - holders)])
+            with_videos = {p.parent for p in videos}
+            with_images = {p.parent for p in inside if p.suffix.lower() in FRAMES and p.is_file()}
+            files = sorted([*videos, *(with_images - with_videos)])
             if not files:
                 raise InputError(
-                    f"{path} holds no video; known are folders of images and the endings {' '.join(sorted(EXTENSIONS))}"
+                    f"{path} holds no video; use folders of images or files with {' '.join(sorted(EXTENSIONS))}"
                 )
         for file in files:
             found.setdefault(file.resolve(), file)
@@ -72,7 +74,7 @@ def list_videos(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def duration(path: str | Path) -> float:
-    """Length of the largest video stream in seconds, as the file states it, else from its packets.
+    """Return the length in seconds of the largest video stream, from the file's header or else from its packets.
 
     Raises:
         VideoError: the file cannot be read or has no video.
@@ -91,86 +93,96 @@ def duration(path: str | Path) -> float:
 def stream_frames(
     path: str | Path, times: Sequence[float], size: tuple[int, int]
 ) -> Iterator[tuple[float, float, Image]]:
-    """Yields (wanted time, actual time, image) for the first frame at or after each of `times`, in order of time.
+    """Yield (requested time, actual time, image) for the first frame at or after each of `times`, in order of time.
 
-    Times are seconds from the start; the last frame also answers times shortly after it. Frames are turned
-    upright, resized to cover `size` (height, width) and cropped at the centre as they are decoded: no
-    more than one is held here. Damaged frames are passed over; a video that ends early yields what it has.
+    The last frame also serves times up to 0.2 s after it. Frames are rotated upright, resized to cover `size`,
+    and cropped at the centre as they are decoded, so that at most one is in memory here. Damaged frames are
+    skipped. A video that ends early yields the frames it has.
+
+    Args:
+        path: video file, or folder of frames at 24 per second.
+        times: seconds from the start.
+        size: (height, width) of the images in pixels.
 
     Raises:
         VideoError: the file cannot be read or has no video.
     """
-    wanted = sorted(set(times))
-    yield from _from_folder(path, wanted, size) if Path(path).is_dir() else _from_file(path, wanted, size)
+    requested = sorted(set(times))
+    yield from _from_folder(path, requested, size) if Path(path).is_dir() else _from_file(path, requested, size)
 
 
 def read_frames(path: str | Path, times: Sequence[float], size: tuple[int, int]) -> Clip:
-    """`stream_frames`, all held at once. `Clip.problem` says what is missing.
+    """Read all frames of `stream_frames` into memory. `Clip.problem` says which frames are missing.
 
     Raises:
-        VideoError: the file cannot be read, has no video, or yields no wanted frame.
+        VideoError: the file cannot be read, has no video, or yields no requested frame.
     """
-    clip = Clip({wanted: (actual, image) for wanted, actual, image in stream_frames(path, times, size)})
+    clip = Clip({requested: (actual, image) for requested, actual, image in stream_frames(path, times, size)})
     if not clip.frames:
-        raise VideoError(f"{path} gives no frame at {min(times):.1f} s or later; it ends before, or is damaged")
+        raise VideoError(f"{path} gives no frame at {min(times):.1f} s or later; it is too short or damaged")
     if len(clip.frames) < len(set(times)):
         clip.problem = ends_early(path, max(actual for actual, _ in clip.frames.values()))
     return clip
 
 
 def ends_early(path: str | Path, last: float) -> str:
-    return f"{path}: frames after {last:.1f} s are missing; it may be cut off or damaged"
+    """Describe a video whose last readable frame is at `last` seconds."""
+    return f"{path}: frames after {last:.1f} s are missing; the file may be truncated or damaged"
 
 
-def _from_file(path: str | Path, wanted: list[float], size: tuple[int, int]) -> Iterator[tuple[float, float, Image]]:
+def _from_file(path: str | Path, requested: list[float], size: tuple[int, int]) -> Iterator[tuple[float, float, Image]]:
+    """`stream_frames` of a video file; `requested` is sorted."""
     import av
 
     reached, done, frame = 0.0, 0, None
     with _opened(path) as (container, stream):
         unit = float(stream.time_base or 1)
         start = (stream.start_time or 0) * unit
-        while done < len(wanted):
-            if wanted[done] > reached + SEEK:
-                with suppress(av.FFmpegError):  # what cannot seek is decoded up to there
-                    container.seek(int((start + wanted[done]) / unit), stream=stream)
+        while done < len(requested):
+            if requested[done] > reached + SEEK:
+                with suppress(av.FFmpegError):  # a file that cannot seek is decoded instead
+                    container.seek(int((start + requested[done]) / unit), stream=stream)
             before = done
             for time, frame in _decoded(container, stream):
                 reached = time - start
-                if reached < wanted[done] - 1e-6:
+                if reached < requested[done] - 1e-6:
                     continue
                 image = fit(_upright(frame), size)
-                while done < len(wanted) and wanted[done] <= reached + 1e-6:
-                    yield wanted[done], reached, image
+                while done < len(requested) and requested[done] <= reached + 1e-6:
+                    yield requested[done], reached, image
                     done += 1
-                if done == len(wanted) or wanted[done] > reached + SEEK:
+                if done == len(requested) or requested[done] > reached + SEEK:
                     break
-            if done == before:  # the stream ended before it
+            if done == before:  # the stream ended before the requested time
                 break
-        if frame is not None and done < len(wanted) and wanted[done] <= reached + LATE:
+        if frame is not None and done < len(requested) and requested[done] <= reached + LATE:
             image = fit(_upright(frame), size)
-            yield from ((time, reached, image) for time in wanted[done:] if time <= reached + LATE)
+            yield from ((time, reached, image) for time in requested[done:] if time <= reached + LATE)
 
 
-def _from_folder(path: str | Path, wanted: list[float], size: tuple[int, int]) -> Iterator[tuple[float, float, Image]]:
+def _from_folder(
+    path: str | Path, requested: list[float], size: tuple[int, int]
+) -> Iterator[tuple[float, float, Image]]:
+    """`stream_frames` of a folder of frames; `requested` is sorted."""
     files = _frame_files(path)
-    for time in wanted:
+    for time in requested:
         index = max(0, math.ceil(time * FRAME_RATE - 1e-6))
         if index >= len(files) + LATE * FRAME_RATE:
             return
         index = min(index, len(files) - 1)
-        image = cv2.imread(str(files[index]), cv2.IMREAD_COLOR)  # honours the EXIF orientation
+        image = cv2.imread(str(files[index]), cv2.IMREAD_COLOR)  # applies the EXIF orientation
         if image is not None:
             yield time, index / FRAME_RATE, fit(np.ascontiguousarray(image[..., ::-1]), size)
 
 
 def _frame_files(path: str | Path) -> list[Path]:
-    """The images of a folder; numbers in their names count as numbers."""
+    """List the images of a folder in natural order: frame2 comes before frame10."""
     files = [p for p in Path(path).iterdir() if p.suffix.lower() in FRAMES and p.name[0] != "."]
     return sorted(files, key=lambda p: [(int(s), "") if s.isdigit() else (-1, s) for s in re.split(r"(\d+)", p.name)])
 
 
 def fit(image: Image, size: tuple[int, int]) -> Image:
-    """The central part with the aspect of `size` (height, width), resized to it; aspect is kept."""
+    """Crop the centre of an image to the aspect ratio of `size` (height, width) and resize it to that size."""
     height, width = image.shape[:2]
     scale = min(height / size[0], width / size[1])
     h, w = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
@@ -182,7 +194,11 @@ def fit(image: Image, size: tuple[int, int]) -> Image:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
-    """The container and its largest video stream; whatever fails inside is a VideoError."""
+    """Open a file and yield the container and its largest video stream.
+
+    Raises:
+        VideoError: opening or reading fails, here or inside the block.
+    """
     import av
 
     try:
@@ -190,14 +206,17 @@ def _opened(path: str | Path) -> Iterator[tuple[InputContainer, av.VideoStream]]
             if not container.streams.video:
                 raise VideoError(f"{path} has no video stream")
             stream = max(container.streams.video, key=lambda s: s.width * s.height)
-            stream.codec_context.thread_count = 1  # videos are spread over processes instead
+            stream.codec_context.thread_count = 1  # parallelism is over videos, one process each
             yield container, stream
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
 def _decoded(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(time in seconds, frame) of all that decodes; frames without a time stamp are counted at the stream's rate."""
+    """Yield (time in seconds, frame) for every frame that can be decoded.
+
+    Frames without a time stamp get one from their number and the stream's frame rate.
+    """
     import av
 
     count, step = 0, 1 / float(stream.average_rate or FRAME_RATE)
@@ -210,4 +229,5 @@ def _decoded(container: InputContainer, stream: av.VideoStream) -> Iterator[tupl
 
 
 def _upright(frame: av.VideoFrame) -> Image:
+    """Convert a frame to RGB [h, w, 3], rotated as its metadata says."""
     return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)

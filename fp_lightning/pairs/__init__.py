@@ -1,1 +1,1 @@
-"""From videos to stored pairs: decode, flow, tracks, filter, write."""
+"""Build training pairs from videos: decode, estimate flow and tracks, filter, store (paper, section 3.3)."""

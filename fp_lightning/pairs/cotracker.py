@@ -1,4 +1,4 @@
-"""CoTracker-v3, offline (Karaev et al. 2024): the paper's tracks, from target to source."""
+"""CoTracker-v3 offline (Karaev et al. 2024), the tracker of the paper, from target to source."""
 
 from __future__ import annotations
 
@@ -20,46 +20,50 @@ if TYPE_CHECKING:
 COTRACKER_LICENCE = "CoTracker-v3 (code and weights) is licensed CC-BY-NC 4.0: no commercial use, credit to its authors"
 REPOSITORY, ENTRY = "facebookresearch/co-tracker", "cotracker3_offline"
 WEIGHTS = ("scaled_offline.pth", "scaled_offline.safetensors")
-POINTS = 4096  # followed in one call: some 5 GB for 15 frames
+POINTS = 4096  # tracked in one call: about 5 GB for 15 frames
 
 
 class CoTracker:
-    """Follows points from the last of some frames to the first."""
+    """Track points from the last frame to the first."""
 
     def __init__(self, predictor: Callable[..., tuple[Tensor, Tensor]], device: torch.device, points: int = POINTS):
         """
         Args:
-            predictor: CoTracker's own interface, on `device`.
-            points: followed in one call; halved for good where they do not fit in memory.
+            predictor: CoTracker's `CoTrackerPredictor`, on `device`.
+            device: where the predictor runs.
+            points: number of points per call. It is halved, permanently, when memory runs out.
         """
         self.predictor, self.device, self.points = predictor, device, points
 
     def __call__(self, frames: Sequence[Image], positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Where what is seen in the last frame is in the first.
+        """Find where points of the last frame are in the first.
 
         Args:
-            frames: the source, what lies between, and the target.
-            positions: [2, th, tw] in pixels, in the target.
+            frames: the source, the frames between, and the target: uint8 [h, w, 3] each.
+            positions: [2, th, tw] in pixels of the target.
 
         Returns:
-            Positions float32 [2, th, tw] in the source, and whether they are inside it and seen there: bool [th, tw].
+            Source positions float32 [2, th, tw] in pixels, and visibility bool [th, tw]: inside the source and not
+            occluded.
 
         Raises:
-            InputError: one point does not fit in the device's memory.
+            InputError: the device's memory is too small even for one point.
         """
         height, width = frames[0].shape[:2]
         video = torch.from_numpy(np.stack(frames)).to(self.device).permute(0, 3, 1, 2)[None].float()
         time = positions.new_full((1, *positions.shape[1:]), len(frames) - 1)
-        queries = torch.cat([time, positions - 0.5]).flatten(1).T[None].float()  # its pixel centres are whole numbers
-        (found, seen), self.points = within_memory(lambda most: self._follow(video, queries, most), self.points)
-        tracks = found.T.reshape(positions.shape) + 0.5
+        queries = (
+            torch.cat([time, positions - 0.5]).flatten(1).T[None].float()
+        )  # CoTracker's pixel centres are at integers
+        (sources, seen), self.points = within_memory(lambda most: self._follow(video, queries, most), self.points)
+        tracks = sources.T.reshape(positions.shape) + 0.5
         inside = (tracks >= 0).all(0) & (tracks[0] < width) & (tracks[1] < height)
         return tracks, seen.reshape(inside.shape) & inside
 
     def _follow(self, video: Tensor, queries: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """Positions [n, 2] and visibility [n] in the first frame, on the CPU.
+        """Track points, at most `most` per call; return positions [n, 2] and visibility [n] in the first frame.
 
-        Points of one call help each other, so every call takes its share from everywhere.
+        CoTracker tracks points jointly, so every call gets points from all over the image.
         """
         count = queries.shape[1]
         calls = -(-count // most)
@@ -75,48 +79,50 @@ class CoTracker:
 
 @lru_cache(maxsize=1)
 def load_cotracker(weights: str | None = None, device: str = "auto", accept_license: bool = False) -> CoTracker:
-    """CoTracker-v3 offline, through torch hub, which runs its authors' code.
+    """Load CoTracker-v3 offline through torch hub, which runs its authors' code.
 
     Args:
-        weights: a folder with a clone of the repository and, in it or in its `checkpoints`, `scaled_offline.pth`
-            or `.safetensors`; None takes both from torch hub's cache, where its code fetches what is not there yet.
+        weights: folder with a clone of the repository, and with `scaled_offline.pth` or `.safetensors` in it or in
+            its `checkpoints` folder. None uses torch hub's cache and downloads missing files.
         device: "auto", or a torch device.
-        accept_license: see COTRACKER_LICENCE.
+        accept_license: consent to COTRACKER_LICENCE, which is required.
 
     Raises:
-        InputError: the licence is not accepted, or the code or the weights are missing or do not fit.
+        InputError: the licence is not accepted, or the code or the weights are missing or do not match.
     """
     if not accept_license:
         raise InputError(f"{COTRACKER_LICENCE}; pass --accept-license, or use --tracker flow")
-    with torch.random.fork_rng(devices=[]):  # its code seeds torch
+    with torch.random.fork_rng(devices=[]):  # CoTracker's code seeds torch
         predictor = _from_hub() if weights is None else _from_folder(Path(weights).expanduser())
-    return CoTracker(predictor.to(place := choose_device(device)), place)
+    return CoTracker(predictor.to(target := choose_device(device)), target)
 
 
 def _from_hub() -> Any:
+    """Load code and weights from torch hub's cache, or download them."""
     try:
         return torch.hub.load(REPOSITORY, ENTRY, verbose=False)
-    except Exception as error:  # the network, the archive and the code in it each raise their own kinds
+    except Exception as error:  # download, unpacking and the loaded code raise many types
         hub = Path(torch.hub.get_dir())
         raise InputError(
             f"CoTracker's code ({hub / (REPOSITORY.replace('/', '_') + '_main')}) and weights "
-            f"({hub / 'checkpoints' / WEIGHTS[0]}) are not both there and cannot be fetched ({first_line(error)}); "
-            "copy them there from a machine with network, where the same command fetches them, "
+            f"({hub / 'checkpoints' / WEIGHTS[0]}) are not both there and cannot be downloaded ({first_line(error)}); "
+            "copy them there from a machine with network, where the same command downloads them, "
             f"or pass --tracker-weights FOLDER with a clone of {REPOSITORY} and {WEIGHTS[0]}"
         ) from error
 
 
 def _from_folder(folder: Path) -> Any:
+    """Load code and weights from a folder, see `load_cotracker`."""
     found = [path for name in WEIGHTS for path in (folder / name, folder / "checkpoints" / name) if path.is_file()]
     if not (folder / "hubconf.py").is_file() or not found:
         absent = WEIGHTS[0] if not found else "hubconf.py"
         raise InputError(
             f"no {absent} in {folder}; "
-            f"--tracker-weights is a folder with a clone of {REPOSITORY} and {WEIGHTS[0]} in it"
+            f"--tracker-weights must be a folder with a clone of {REPOSITORY} and {WEIGHTS[0]} in it"
         )
     try:
         predictor = torch.hub.load(str(folder), ENTRY, source="local", pretrained=False)
-    except Exception as error:  # whatever the code in that folder raises
+    except Exception as error:  # the code in that folder can raise anything
         raise InputError(
             f"the code in {folder} cannot be loaded ({first_line(error)}); clone {REPOSITORY} again"
         ) from error

@@ -1,4 +1,4 @@
-"""Where videos are worked on: processes of this machine, or Ray."""
+"""Run the work on many videos in parallel: local processes, or Ray."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """One video to be worked on."""
+    """One video to process."""
 
     path: str
     out: Path
@@ -37,20 +37,21 @@ Work = Callable[[Task], Record]
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_workers(settings: PairSettings) -> int:
-    """A process per core, or per GPU where estimators are learned."""
+    """Return the default number of processes: one per core, or one per GPU with learned estimators."""
     return max(1, torch.cuda.device_count()) if settings.learned else cores()
 
 
 def run_local(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Record]]:
-    """Spreads videos over processes of one thread each, with two videos a process handed out at a time.
+    """Process videos in local processes with one thread each; yield each task with its record.
 
-    A video at which a process dies (out of memory, a crash in a decoder) is an error of that video: all
-    that were under way are tried once more, each in a process of its own.
+    At most two videos per process are queued. If a process dies (out of memory, a crash in a decoder), every
+    video in progress is tried once more in a separate process, and the one that fails again gets an error
+    record. With one worker, the videos are processed in this process.
     """
     if workers <= 1:
         yield from ((task, work(task)) for task in tasks)
@@ -73,10 +74,11 @@ def run_local(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         for task in running.values():
-            yield task, _alone(work, task)
+            yield task, _run_alone(work, task)
 
 
-def _alone(work: Work, task: Task) -> Record:
+def _run_alone(work: Work, task: Task) -> Record:
+    """Process one video in a separate process. If the process dies, return a record with that error."""
     try:
         with _pool(1, task.settings.learned) as pool:
             return pool.submit(work, task).result()
@@ -86,23 +88,25 @@ def _alone(work: Work, task: Task) -> Record:
 
 
 def _pool(workers: int, learned: bool) -> ProcessPoolExecutor:
+    """Start a pool of spawned processes, each set up by `one_thread`."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread, initargs=(learned,))
 
 
 def one_thread(learned: bool = False) -> None:
-    """One thread a process, and for learned estimators the GPUs by turns."""
+    """Limit this process to one thread; with learned estimators, also select a GPU, round robin over processes."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     if learned and torch.cuda.is_available():
-        number = multiprocessing.current_process()._identity[0]  # counts from 1
+        number = multiprocessing.current_process()._identity[0]  # numbered from 1
         torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def run_ray(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Record]]:
-    """The same on Ray Data, on this machine or the cluster that `RAY_ADDRESS` names, which shares the folder of pairs.
+    """Process videos with Ray Data, on this machine or on the cluster of `RAY_ADDRESS`; yields as `run_local` does.
 
-    With learned estimators every worker holds a GPU.
+    All machines of the cluster must share the folder of pairs. With learned estimators, every worker reserves a
+    GPU.
 
     Raises:
         InputError: Ray is not installed.
@@ -136,7 +140,7 @@ ENGINES: dict[str, Callable[[Work, Sequence[Task], int], Iterator[tuple[Task, Re
 
 
 def progress(results: Iterator[tuple[Task, Record]], total: int) -> Iterator[tuple[Task, Record]]:
-    """Passes results on, with a bar that shows videos done, pairs kept, rate and time left."""
+    """Yield the results unchanged and show a progress bar with videos, pairs, rate and remaining time."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""Which candidate pairs are worth keeping. The paper states no thresholds."""
+"""Filters that accept or reject candidate pairs. The paper states no thresholds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fp_lightning.types import MOVING_WIDTH, VideoPair, length
 
 @dataclass(frozen=True)
 class PairFilter:
-    """Thresholds, see `HELP`; lengths in pixels at 512 px width, shares from 0 to 1.
+    """Thresholds for candidate pairs, described in `HELP`. Lengths are in pixels at 512 px width, shares in [0, 1].
 
-    What the paper and its neighbours filter by: local motion that is neither too small nor too large, a
-    static camera, and a warp that is valid in most of the image (Magic Fixup: 60 %).
+    They follow the criteria of the paper (section 3.3) and related work: local motion that is neither too small
+    nor too large, a static camera, and a warp that is valid in most of the image (Magic Fixup: 60 %).
     """
 
     min_continuity: float = 0.4
@@ -38,60 +38,64 @@ class PairFilter:
     min_moving: float = 0.01
 
     HELP: ClassVar[dict[str, str]] = {
-        "min_continuity": "share of pixels that neighbouring frames have in common at least, else cut",
-        "still": "a pixel is still if its flow is below this",
-        "texture": "where flow can be measured: mean gradient in 8-bit levels per pixel",
-        "min_still": "share of still pixels, of all or of those with texture, at least, else camera_or_global_motion",
-        "max_inconsistent": "share of pixels whose flow there and back disagrees at most, else inconsistent",
-        "max_unmatched": "the same share of the pixels that change, else inconsistent",
-        "light": "change of colour, in 8-bit levels, beyond which a resting pixel has other light",
-        "unlike": "difference of colour, in 8-bit levels, beyond which a token is not visible where its track leads",
-        "max_relit": "share of such among resting pixels at most (a fade, exposure), else inconsistent",
-        "largest": "99th percentile of the flow at most, else motion_too_large",
-        "moving": "a pixel moves if its flow is above this",
-        "min_moving": "share of moving pixels at least, else motion_too_small",
+        "min_continuity": "smallest share of pixels with a match in the next frame, else cut",
+        "still": "pixels with less flow than this are still, px",
+        "texture": "mean gradient, in 8-bit levels per pixel, above which flow can be measured",
+        "min_still": "smallest share of still pixels, of all or of textured ones, else camera_or_global_motion",
+        "max_inconsistent": "largest share of pixels whose forward and backward flow disagree, else inconsistent",
+        "max_unmatched": "largest share of the same among changing pixels, else inconsistent",
+        "light": "change of colour, in 8-bit levels, above which a still pixel is lit differently",
+        "unlike": "colour difference, in 8-bit levels, above which a token does not match the end of its track",
+        "max_relit": "largest share of still pixels lit differently (fade, exposure), else inconsistent",
+        "largest": "largest 99th percentile of the flow, px, else motion_too_large",
+        "moving": "pixels with more flow than this move, px",
+        "min_moving": "smallest share of moving pixels, else motion_too_small",
     }
 
     def camera_moves(self, flow: Tensor, image: NDArray[np.uint8]) -> bool:
-        """Whether too little rests, in all of `image` [h, w, 3] and where it has texture.
+        """Whether too few pixels are still, both in the whole image and in its textured parts.
 
-        `flow` [2, h, w] is as measured, not settled. Both, since flow guesses where there is no texture,
-        and since the only texture may be that of a moving thing. Most cuts are caught here as well.
+        The whole image alone is not enough because flow is a guess without texture. The textured part alone is
+        not enough because it may be a moving object. This also rejects most cuts.
+
+        Args:
+            flow: [2, h, w] in pixels at the positions of `image`, as estimated.
+            image: uint8 [h, w, 3].
         """
         grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 1)
         dx, dy = (cv2.Sobel(grey, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
         textured = torch.from_numpy(cv2.blur(np.hypot(dx, dy), (9, 9)) > self.texture)
         still = _length(flow) < self.still
-        rests = max(float(still.float().mean()), float(still[textured].float().sum() / textured.sum().clamp(min=1)))
-        return rests < self.min_still
+        share = max(float(still.float().mean()), float(still[textured].float().sum() / textured.sum().clamp(min=1)))
+        return share < self.min_still
 
     def nothing_changes(self, flow: Tensor, source: NDArray[np.uint8], target: NDArray[np.uint8]) -> bool:
-        """Whether neither the flow [2, h, w] as measured nor the colours [h, w, 3] say that enough can move."""
+        """Whether both the estimated flow [2, h, w] and the colours [h, w, 3] show too little change for a pair."""
         images = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) for image in (source, target)]
         changes = _colour_change(images[0], images[1]) > self.light / 2
         return max(float(x.float().mean()) for x in (changes, _length(flow) > self.moving)) < self.min_moving
 
     def explained(self, tracks: Tensor, source: NDArray[np.uint8], target: NDArray[np.uint8]) -> Tensor:
-        """Whether each target token has the colour of the place in the source that its track leads to: bool [th, tw].
+        """Whether each target token has the colour of the source at the end of its track: bool [th, tw].
 
         Args:
-            tracks: [2, th, tw] in pixels of `source`.
-            source: [h, w, 3].
-            target: [h, w, 3]; its tokens tile it.
+            tracks: source positions [2, th, tw] in pixels.
+            source: uint8 [h, w, 3].
+            target: uint8 [h, w, 3], tiled by the tokens.
         """
-        own = centres((target.shape[0], target.shape[1]), target.shape[1] // tracks.shape[-1])
-        seen = []
-        for image, positions in ((source, tracks), (target, own)):
+        tokens = centres((target.shape[0], target.shape[1]), target.shape[1] // tracks.shape[-1])
+        colours = []
+        for image, positions in ((source, tracks), (target, tokens)):
             x, y = (plane.numpy().astype(np.float32) - 0.5 for plane in positions)
             smooth = cv2.blur(image, (9, 9)).astype(np.float32)
-            seen.append(cv2.remap(smooth, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
-        return torch.from_numpy(np.abs(seen[0] - seen[1]).mean(-1) <= self.unlike)
+            colours.append(cv2.remap(smooth, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+        return torch.from_numpy(np.abs(colours[0] - colours[1]).mean(-1) <= self.unlike)
 
     def reason(self, pair: VideoPair) -> str | None:
-        """Why a pair of a static camera is rejected, or None to keep it.
+        """Return why a static-camera pair is rejected, or None to keep it.
 
-        Inconsistent flow (a change of light, things that come, go or are too fast) says nothing about
-        motion, so it is asked first.
+        Consistency is checked first, because inconsistent flow (changing light, objects that appear, vanish or
+        move too fast) does not measure motion.
         """
         matched = tracks_from_flow(pair.flow_to_source, pair.flow_to_target, stride=1)[1]
         far = _length(pair.flow_to_source)
@@ -99,9 +103,9 @@ class PairFilter:
         changing = moving | ~matched
         if not matched.float().mean() > 1 - self.max_inconsistent:
             return "inconsistent"
-        resting = matched & (far < self.still)
-        relit = resting & (_colour_change(pair.source, pair.target) > self.light)
-        if relit.sum() > self.max_relit * resting.sum():
+        still = matched & (far < self.still)
+        relit = still & (_colour_change(pair.source, pair.target) > self.light)
+        if relit.sum() > self.max_relit * still.sum():
             return "inconsistent"
         if changing.float().mean() < self.min_moving:
             return "motion_too_small"
@@ -113,11 +117,11 @@ class PairFilter:
 
 
 def _colour_change(source: Tensor, target: Tensor) -> Tensor:
-    """Difference in place of two images [3, h, w], in 8-bit levels [h, w], over windows of 9 × 9 pixels."""
+    """Compute the difference of two images [3, h, w], averaged over 9 × 9 windows: [h, w] in 8-bit levels."""
     before, after = (F.avg_pool2d(image.float()[None], 9, 1, 4) for image in (source, target))
     return (before - after).abs().mean((0, 1))
 
 
 def _length(flow: Tensor) -> Tensor:
-    """Flow [2, h, w] → its length in pixels at 512 px width."""
+    """Compute the length [h, w] of flow [2, h, w], in pixels at 512 px width."""
     return length(flow) * (MOVING_WIDTH / flow.shape[-1])

@@ -1,8 +1,8 @@
-"""What frozen networks make of training pairs, on disk: a safetensors file a pair, in a folder named by a fingerprint.
+"""Cache of latents and embeddings: the outputs of frozen networks for training pairs, one safetensors file each.
 
-The fingerprint is a hash of all that the tensors depend on but the pair: weights, sizes, settings. When one of them
-changes the folder is another one, so nothing stale is ever read. A file also has a checksum of the images that it was
-made from, which is compared whenever it is read.
+The folder is named by a hash of everything the tensors depend on besides the pair: weights, sizes, settings. If one of
+them changes, another folder is used, so stale tensors are never read. Each file also stores a checksum of its images,
+which is verified on every read.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic, written_beside
 from fp_lightning.types import EditBatch, to_uint8
 
-FORMAT = 1  # of the files, and of how images become tensors; raise it when either changes
-FIELDS = ("latents", "embedding", "image_latents", "augmentation")  # of `EditBatch`
+FORMAT = 1  # raise it when the file format or the conversion of images to tensors changes
+FIELDS = ("latents", "embedding", "image_latents", "augmentation")  # cached fields of `EditBatch`
 
 
 class LatentStore:
-    """A folder of them. Holds paths only, so it goes to loader processes as it is.
+    """A folder of cached tensors, one file per pair. It holds only paths, so loader processes can receive it.
 
     Args:
-        root: folder of the folders.
-        settings: all that the tensors depend on but the pair; kept in `latents.json`.
+        root: parent folder; the store is in `root/HASH`.
+        settings: everything the tensors depend on besides the pair. Written to `latents.json`.
     """
 
     def __init__(self, root: str | Path, settings: Mapping[str, object]) -> None:
@@ -41,29 +41,31 @@ class LatentStore:
             write_atomic(self.folder / "latents.json", described.encode())
 
     def keys(self) -> set[str]:
-        """Of the pairs that are there."""
+        """Return the keys of all cached pairs."""
         return {path.stem for path in self.folder.glob("*.safetensors")}
 
     def write(self, key: str, batch: EditBatch) -> None:
-        """Keeps the tensors of a batch of one, whole or not at all."""
+        """Write the tensors of a batch with b = 1, atomically."""
         tensors = {name: value.cpu().contiguous() for name in FIELDS if (value := getattr(batch, name)) is not None}
         with written_beside(self._path(key)) as partial:
             save_file(tensors, str(partial), {"images": checksum(batch)})
 
     def read(self, key: str, batch: EditBatch) -> EditBatch:
-        """A batch of one with its tensors.
+        """Return `batch`, with b = 1, with its cached tensors.
 
         Raises:
-            InputError: they are missing or damaged, or were made from other images.
+            InputError: the tensors are missing, damaged, or were computed from other images.
         """
         path = self._path(key)
         try:
             with safe_open(str(path), "pt") as file:
-                made_from, tensors = file.metadata()["images"], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                images, tensors = file.metadata()["images"], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is missing or damaged; delete it and start again, it is made anew") from error
-        if made_from != checksum(batch):
-            raise InputError(f"{path} was made from another image of this name; delete {path.parent} and start again")
+            raise InputError(f"{path} is missing or damaged; delete it and start again to compute it") from error
+        if images != checksum(batch):
+            raise InputError(
+                f"{path} was computed from another image of this name; delete {path.parent} and start again"
+            )
         return replace(batch, **tensors)  # type: ignore[arg-type]
 
     def _path(self, key: str) -> Path:
@@ -71,6 +73,6 @@ class LatentStore:
 
 
 def checksum(batch: EditBatch) -> str:
-    """Of the images of a batch of one, in 8 bits a value, from which they came."""
+    """Compute a checksum of the images of a batch with b = 1, as 8-bit values."""
     images = torch.cat([x for x in (batch.source, batch.target) if x is not None]).cpu()
     return f"{zlib.crc32(to_uint8(images).numpy().tobytes()):08x}"

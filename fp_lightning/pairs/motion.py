@@ -1,14 +1,14 @@
-"""Dense motion between the ends of a run of frames of a static camera.
+"""Dense flow between the first and the last of several frames of a static camera.
 
-One long jump loses what moves far. So flow is measured between neighbouring frames, chained, and the
-chain is where the estimate between the two ends starts, which takes the chain's drift away. What then
-explains each pixel best is kept: rest, the chain or the estimate. Pixels that lose their match while at
-rest are ground that something uncovered, and stay at rest.
+Flow estimated directly between distant frames fails for large motion. Therefore flow is estimated between
+neighbouring frames and chained. The chain is the initial value of a direct estimate, which removes its drift. Each
+pixel then gets the option that explains it best: no motion, the chain, or the direct estimate. Pixels at rest that
+lose their match are background that became uncovered; they stay at rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -23,69 +23,84 @@ from fp_lightning.pairs.tracks import centres, step
 from fp_lightning.types import Image, length
 
 Array = NDArray[np.float32]
-REST = 0.5  # px at 512 px width: less is no motion
-MARGIN = 1.0  # by how much motion must explain a pixel better than rest: 8-bit levels, summed over Lab
-CAP = 60.0  # greatest error of a pixel, in the same unit: what is hidden says no more than that
-OUTSIDE = 36.0  # error of motion that leaves the image
-GUIDE_RADIUS, GUIDE_NOISE = 9, 30.0  # guided filter of the errors: px at 512 px width, squared 8-bit levels
-LOOKS_RADIUS, LOOKS_ROUNDS, LOOKS_SUPPORT = 20, 4, 0.02  # px at 512 px width, steps of it, least share known
-SMOOTH, ISLAND = 11, 144  # px and px² at 512 px width: what is smaller neither moves nor rests alone
+REST = 0.5  # px at 512 px width: smaller flow counts as rest
+MARGIN = 1.0  # how much better than rest motion must explain a pixel: 8-bit levels, summed over Lab
+CAP = 60.0  # largest error of a pixel, in the same unit, which limits the weight of occluded pixels
+OUTSIDE = 36.0  # error of flow that leaves the image, in the same unit
+GUIDE_RADIUS, GUIDE_NOISE = 9, 30.0  # guided filter of errors: px at 512 px width, squared 8-bit levels
+LOOKS_RADIUS, LOOKS_ROUNDS, LOOKS_SUPPORT = 20, 4, 0.02  # px at 512 px width, iterations, smallest known share
+SMOOTH, ISLAND = 11, 144  # px and px² at 512 px width: smaller regions are removed
 
 
 @dataclass(frozen=True)
 class Links:
-    """Flow between neighbours of n frames, the source first."""
+    """Flow between neighbouring frames, of n frames that start with the source."""
 
-    forward: Tensor  # [n − 1, 2, h, w]: from frame i to i + 1
-    backward: Tensor  # [n − 1, 2, h, w]: from frame i + 1 to i
+    forward: Tensor  # [n − 1, 2, h, w] in pixels, from frame i to i + 1
+    backward: Tensor  # [n − 1, 2, h, w] in pixels, from frame i + 1 to i
 
 
 def link(frames: Sequence[Image], estimate: FlowEstimator) -> Links:
-    """Measures flow between neighbouring frames both ways, in one call of the estimator."""
+    """Estimate flow between neighbouring frames in both directions, in one call of the estimator."""
     earlier, later = list(frames[:-1]), list(frames[1:])
     both = estimate([*earlier, *later], [*later, *earlier])
     return Links(both[: len(earlier)], both[len(earlier) :])
 
 
 def continuity(frames: Sequence[Image]) -> float:
-    """The share of pixels that find their match in the next frame and the way back, where it is least: low at a cut.
+    """Compute the smallest share, over neighbouring frames, of pixels with a consistent match. It is low at a cut.
 
-    Measured by DIS at 128 px width, so that it costs little.
+    To be cheap, it uses DIS at 128 px width.
     """
     height, width = frames[0].shape[:2]
     size = (128, max(16, round(128 * height / width)))
     small = [np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8) for frame in frames]
     links = link(small, dis_flow)
-    every = centres((size[1], size[0]))
+    pixels = centres((size[1], size[0]))
     return min(
-        float(step(*flows, every, alpha=0.05, beta=8)[1].float().mean())
+        float(step(*flows, pixels, alpha=0.05, beta=8)[1].float().mean())
         for flows in zip(links.forward, links.backward, strict=True)
     )
 
 
 def chained_flow(frames: Sequence[Image], links: Links, estimate: FlowEstimator) -> tuple[Tensor, Tensor]:
-    """Flow [2, h, w] in pixels from the last frame to the first, at the last's positions, and the other way."""
+    """Compute the flow between the first frame (source) and the last (target), see the module's description.
+
+    Args:
+        frames: uint8 [h, w, 3], the source first.
+        links: flow between neighbouring frames.
+        estimate: estimator for the direct flow.
+
+    Returns:
+        The flow to the source, at target positions, and the flow to the target, at source positions: [2, h, w]
+        in pixels each.
+    """
     source, target = frames[0], frames[-1]
-    ways = [(target, source), (source, target)]
+    directions = [(target, source), (source, target)]
     chains = [_follow(links.backward.flip(0), links.forward.flip(0)), _follow(links.forward, links.backward)]
     direct = estimate([target, source], [source, target], torch.stack([chain for chain, _ in chains]))
     flows = [
-        _best_explanation(*way, [chain * ~uncovered, estimated])
-        for way, (chain, uncovered), estimated in zip(ways, chains, direct, strict=True)
+        _best_explanation(*images, [chain * ~uncovered, estimated])
+        for images, (chain, uncovered), estimated in zip(directions, chains, direct, strict=True)
     ]
-    every = centres((source.shape[0], source.shape[1]))
-    matched = [step(flows[0], flows[1], every)[1], step(flows[1], flows[0], every)[1]]
+    pixels = centres((source.shape[0], source.shape[1]))
+    matched = [step(flows[0], flows[1], pixels)[1], step(flows[1], flows[0], pixels)[1]]
     to_source, to_target = (
         _without_islands(_rest_by_looks(flow * ~(uncovered & ~match), match, image))
-        for flow, match, (_, uncovered), (image, _) in zip(flows, matched, chains, ways, strict=True)
+        for flow, match, (_, uncovered), (image, _) in zip(flows, matched, chains, directions, strict=True)
     )
     return to_source, to_target
 
 
 def _follow(flows: Tensor, backs: Tensor) -> tuple[Tensor, Tensor]:
-    """Follows every pixel through links [n, 2, h, w] in walking order.
+    """Follow every pixel through a chain of flows.
 
-    Returns its displacement [2, h, w], and whether it lost its match while it rested: bool [h, w].
+    Args:
+        flows: [n, 2, h, w] in pixels, in the order in which they are followed.
+        backs: [n, 2, h, w] in pixels, the flows in the opposite direction.
+
+    Returns:
+        The displacement [2, h, w] in pixels, and whether the pixel lost its match while at rest: bool [h, w].
     """
     height, width = flows.shape[-2:]
     start = centres((height, width))
@@ -100,7 +115,7 @@ def _follow(flows: Tensor, backs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _best_explanation(first: Image, second: Image, flows: Sequence[Tensor]) -> Tensor:
-    """Of rest and the flows [2, h, w] from `first` to `second`, per pixel the one under which the images agree best.
+    """Choose per pixel between rest and the given flows [2, h, w], by how well they warp `second` to `first`.
 
     The errors are filtered with `first` as the guide, so that the choice changes at its edges (cost-volume
     filtering, Rhemann et al. 2011).
@@ -119,12 +134,12 @@ def _best_explanation(first: Image, second: Image, flows: Sequence[Tensor]) -> T
 
 
 def _lab(image: Image) -> Array:
-    """Slightly smoothed Lab colours [h, w, 3] in 8-bit levels."""
+    """Convert an image to slightly smoothed Lab colours [h, w, 3], in 8-bit levels."""
     return cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), (0, 0), 1).astype(np.float32)
 
 
 def _relit(image: Array, like: Array) -> Array:
-    """`image` [h, w, 3] with gain and offset per channel that bring what rests to the light of `like`."""
+    """Match the exposure of `image` [h, w, 3] to `like` by a robust gain and offset per channel."""
     result = np.empty_like(image)
     for channel in range(3):
         x, y = image[::4, ::4, channel].ravel(), like[::4, ::4, channel].ravel()
@@ -141,23 +156,23 @@ def _relit(image: Array, like: Array) -> Array:
 
 
 def _error(a: Array, b: Array, flow: Array) -> Array:
-    """Difference [h, w] of `a` and what `flow` fetches from `b`, capped."""
+    """Compute the difference [h, w] of `a` and `b` warped by `flow` [2, h, w], at most CAP."""
     height, width = a.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
     u, v = x + flow[0], y + flow[1]
-    fetched = cv2.remap(b, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    error = np.minimum(np.abs(a - fetched).sum(-1), CAP)
+    warped = cv2.remap(b, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    error = np.minimum(np.abs(a - warped).sum(-1), CAP)
     error[(u < -0.5) | (u > width - 0.5) | (v < -0.5) | (v > height - 0.5)] = OUTSIDE
     return error.astype(np.float32)
 
 
-def _guided_filter(guide: Array, radius: int):
-    """The guided filter of He et al. (2010) for one grey guide [h, w], as a function of what is filtered."""
+def _guided_filter(guide: Array, radius: int) -> Callable[[Array], Array]:
+    """Return the guided filter (He et al. 2010) of a grey guide [h, w], a function of the image [h, w] to filter."""
 
     def mean(x: NDArray) -> NDArray:
         return cv2.blur(x, (2 * radius + 1, 2 * radius + 1))
 
-    guide = guide.astype(np.float64)  # float32 cancels in the variance
+    guide = guide.astype(np.float64)  # float32 loses precision in the variance
     centre = mean(guide)
     variance = mean(guide * guide) - centre * centre
 
@@ -170,10 +185,15 @@ def _guided_filter(guide: Array, radius: int):
 
 
 def _rest_by_looks(flow: Tensor, matched: Tensor, image: Image) -> Tensor:
-    """Flow [2, h, w] of `image`, put to rest where it has no match and looks like what rests around it.
+    """Set the flow to zero at unmatched pixels that look like the background at rest around them.
 
-    What moves and rests is carried from where flow is matched, bool [h, w], into where it is not, by filters
-    that have each Lab channel of `image` [h, w, 3] as their guide.
+    The labels "moving" and "at rest" spread from matched to unmatched pixels, by guided filters with each Lab
+    channel of the image as their guide.
+
+    Args:
+        flow: [2, h, w] in pixels.
+        matched: bool [h, w].
+        image: uint8 [h, w, 3], at whose positions the flow is.
     """
     scale = flow.shape[-1] / 512
     radius = max(2, round(LOOKS_RADIUS * scale))
@@ -192,7 +212,10 @@ def _rest_by_looks(flow: Tensor, matched: Tensor, image: Image) -> Tensor:
 
 
 def _without_islands(flow: Tensor) -> Tensor:
-    """Flow whose moving region is smoothed and loses specks and pinholes; filled pixels move as their nearest one."""
+    """Smooth the moving region of flow [2, h, w] and remove small islands and holes.
+
+    Filled pixels get the flow of the nearest moving pixel.
+    """
     scale = flow.shape[-1] / 512
     moved = np.hypot(*flow.numpy()) > REST * scale
     mask = moved

@@ -1,12 +1,15 @@
-"""Pairs on disk: one safetensors file per video, images and flows in it as lossless PNG.
+"""Store and read pairs: one safetensors file per video, with images and flows as lossless PNG.
 
-A folder of pairs is `manifest.json`, which lists the videos and how many pairs each has, beside
-`shards/NAME.safetensors`. So a reader knows all pairs from one small file, any rank may read any pair
-at any time, and an epoch goes on at any sample. Pair i of a file has the byte tensors `i.source`,
-`i.target` (8-bit PNG), `i.flow_to_source`, `i.flow_to_target` and `i.tracks` (16-bit PNG as in KITTI:
-value · 64 + 2^15, so ±512 px in steps of 1/64 px; tracks as displacements from their own token's
-centre, visibility in the third channel); the video's name and each pair's `meta` are JSON in the
-header. A folder may lie in object storage: any URL that fsspec knows.
+A folder of pairs has `manifest.json`, which lists the videos and their numbers of pairs, and
+`shards/NAME.safetensors`. One small file thus lists all pairs, any rank can read any pair, and an epoch can
+resume at any sample. Pair i of a shard has these byte tensors:
+
+- `i.source` and `i.target`: 8-bit PNG.
+- `i.flow_to_source`, `i.flow_to_target` and `i.tracks`: 16-bit PNG as in KITTI, value · 64 + 2^15, for ±512 px in
+  steps of 1/64 px. Tracks are stored as displacements from their token's centre, visibility as the third channel.
+
+The video's name and the `meta` of each pair are JSON in the header. The folder can be any URL that fsspec supports,
+for example in object storage.
 """
 
 from __future__ import annotations
@@ -34,21 +37,21 @@ from fp_lightning.files import written_beside
 from fp_lightning.types import VideoPair, token_centres
 
 MANIFEST, FOLDER = "manifest.json", "shards"
-QUANTUM, OFFSET = 64.0, 2.0**15  # steps per pixel; the stored value of 0 px
-FLOW_LIMIT = 512 - 1 / QUANTUM  # greatest flow in pixels that can be stored
+QUANTUM, OFFSET = 64.0, 2.0**15  # stored steps per pixel; stored value of 0 px
+FLOW_LIMIT = 512 - 1 / QUANTUM  # largest flow that can be stored, in pixels
 
 
 def shard_path(root: str | Path, video: str) -> Path:
-    """Where the pairs of `video` (its name as given) lie: a readable stem, made unique by a hash."""
+    """Return the shard of `video` in the folder `root`: the video's stem, made unique by a hash of its name."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(video).stem)[:60] or "video"
     return Path(root) / FOLDER / f"{stem}-{hashlib.sha1(video.encode()).hexdigest()[:8]}.safetensors"
 
 
 def write_shard(root: str | Path, video: str, pairs: Sequence[VideoPair]) -> Path:
-    """Writes the pairs of one video, whole or not at all, and returns the file's path.
+    """Write the pairs of one video atomically and return the path of the shard.
 
     Raises:
-        InputError: a flow is not finite or exceeds 512 px, the greatest that can be stored.
+        InputError: a flow is not finite or exceeds FLOW_LIMIT.
     """
     tensors: dict[str, NDArray[np.uint8]] = {}
     for index, pair in enumerate(pairs):
@@ -64,19 +67,20 @@ def write_shard(root: str | Path, video: str, pairs: Sequence[VideoPair]) -> Pat
     path = shard_path(root, video)
     header = json.dumps({"video": video, "meta": [pair.meta for pair in pairs]})
     with written_beside(path) as partial:
-        save_file(tensors, str(partial), {"header": header})  # one entry: their order is not fixed
-        partial.chmod(0o644)  # others read shared folders too
+        save_file(tensors, str(partial), {"header": header})  # one entry, since the order of several is not fixed
+        partial.chmod(0o644)  # temporary files are private; shared folders have other readers
     return path
 
 
 def write_manifest(
     root: str | Path, records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Writes and returns `manifest.json`: the records of all videos, their sums and the settings.
+    """Write `manifest.json` and return its content: the records of all videos, their totals and the settings.
 
     Args:
-        records: of each video `{"video": name, "pairs": n, "rejected": {reason: n}, "error": None | str}`.
-        settings: how the pairs were made.
+        root: folder of the pairs.
+        records: for each video, `{"video": name, "pairs": n, "rejected": {reason: n}, "error": None | str}`.
+        settings: settings that the pairs were built with.
     """
     rejected: Counter[str] = sum((Counter(record["rejected"]) for record in records), Counter())
     manifest = {
@@ -92,19 +96,21 @@ def write_manifest(
 
 
 class PairStore:
-    """The pairs that a folder's manifest lists, in its order. A pair is read when it is asked for.
+    """Sequence of the pairs in a folder, in the order of its manifest. Pairs are read from disk on access.
 
-    Holds names only, so it goes to loader processes as it is. A folder in object storage (a URL) is read
-    through a cache on disk, `$FP_LIGHTNING_CACHE` or `~/.cache/fp_lightning`: a shard is fetched when the
-    first of its pairs is asked for.
+    The store holds only names, so loader processes can receive it. If the folder is a URL, shards are downloaded
+    on first access to a cache on disk, `$FP_LIGHTNING_CACHE` or `~/.cache/fp_lightning`.
+
+    Args:
+        root: folder of the pairs, a path or a URL.
 
     Raises:
-        InputError: `root` holds no pairs.
+        InputError: `root` has no pairs, or shards are missing.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
-        remedy = f"make some with `fp-lightning pairs VIDEOS --out {root}`"
+        remedy = f"build some with `fp-lightning pairs VIDEOS --out {root}`"
         try:
             manifest = json.loads(self._local(MANIFEST, fresh=True).read_text())
             counts = {record["video"]: record["pairs"] for record in manifest["per_video"]}
@@ -112,20 +118,20 @@ class PairStore:
             raise InputError(f"no pairs in {root} (no {MANIFEST}); {remedy}") from error
         except (OSError, ImportError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{root} cannot be read as pairs ({type(error).__name__}: {error}); {remedy}") from error
-        self.videos = [video for video, count in counts.items() for _ in range(count)]  # per pair
+        self.videos = [video for video, count in counts.items() for _ in range(count)]  # the video of each pair
         self._inner = [index for count in counts.values() for index in range(count)]
         if not self.videos:
-            raise InputError(f"no pairs in {root} (its manifest lists none that was kept); {remedy}")
+            raise InputError(f"no pairs in {root} (its manifest lists none); {remedy}")
         if "://" not in self.root:
             names = {self._shard(index) for index in range(len(self))}
             missing = sorted(name for name in names if not (Path(self.root) / name).is_file())
             if missing:
                 raise InputError(
-                    f"{root} lacks {len(missing)} shards, {missing[0]} first; copy them too, or use --resume"
+                    f"{root} lacks {len(missing)} shards, first {missing[0]}; copy them, or build them with --resume"
                 )
 
     def _local(self, name: str, fresh: bool = False) -> Path:
-        """Where a file of the folder lies on this machine; a remote one is fetched, again if `fresh`."""
+        """Return the local path of a file in the folder. A remote file is downloaded once, or each time if `fresh`."""
         if "://" not in self.root:
             return Path(self.root) / name
         import fsspec
@@ -139,17 +145,22 @@ class PairStore:
         return cached
 
     def _shard(self, index: int) -> str:
+        """Return the shard of a pair, relative to the folder."""
         return f"{FOLDER}/{shard_path('', self.videos[index]).name}"
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def name(self, index: int) -> str:
-        """A name for the pair that is unique in this store and fit for a file."""
+        """Return a name of the pair that is unique in this store and valid as a file name."""
         return f"{Path(self._shard(index)).stem}-{self._inner[index]}"
 
     def __getitem__(self, index: int) -> VideoPair:
-        """Raises InputError when the pair's shard is missing or damaged."""
+        """Read a pair.
+
+        Raises:
+            InputError: the pair's shard is missing or damaged.
+        """
         inner, name = self._inner[index], self._shard(index)
         with _readable(f"{self.root}/{name}"):
             path = self._local(name)
@@ -166,6 +177,7 @@ class PairStore:
 
 @contextmanager
 def _readable(path: str) -> Iterator[None]:
+    """Turn errors of reading `path` into an InputError."""
     try:
         yield
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, cv2.error) as error:
@@ -175,14 +187,19 @@ def _readable(path: str) -> Iterator[None]:
 
 
 def _encode(image: NDArray) -> NDArray[np.uint8]:
-    """[h, w, 3] RGB → PNG bytes [n]; OpenCV's own order is BGR."""
+    """Encode RGB [h, w, 3] as PNG bytes [n]. OpenCV expects BGR."""
     return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].reshape(-1).astype(np.uint8)
 
 
 def _decode(png: NDArray[np.uint8]) -> NDArray:
+    """Decode PNG bytes [n] to RGB [h, w, 3], with 8 or 16 bits.
+
+    Raises:
+        ValueError: the PNG is damaged.
+    """
     image = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise ValueError("a PNG in it does not decode")
+        raise ValueError("a PNG in the shard cannot be decoded")
     return np.ascontiguousarray(image[..., ::-1])
 
 
@@ -195,7 +212,11 @@ def _png_to_image(png: NDArray[np.uint8]) -> Tensor:
 
 
 def _flow_to_png(flow: Tensor, valid: Tensor | None = None) -> NDArray[np.uint8]:
-    """Flow [2, h, w] in pixels and a mask [h, w] → 16-bit PNG."""
+    """Encode flow [2, h, w] in pixels and a mask [h, w], by default all True, as 16-bit PNG.
+
+    Raises:
+        InputError: the flow is not finite or exceeds FLOW_LIMIT.
+    """
     if not bool((flow.abs() <= FLOW_LIMIT).all()):  # also false for NaN
         raise InputError(f"flow beyond ±{FLOW_LIMIT:.2f} px cannot be stored; build the pairs at a smaller --size")
     mask = torch.ones(flow.shape[1:]) if valid is None else valid.float()
@@ -204,5 +225,6 @@ def _flow_to_png(flow: Tensor, valid: Tensor | None = None) -> NDArray[np.uint8]
 
 
 def _png_to_flow(png: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """Decode flow [2, h, w] in pixels and a mask bool [h, w]."""
     planes = torch.from_numpy(_decode(png).astype(np.float32)).permute(2, 0, 1)
     return ((planes[:2] - OFFSET) / QUANTUM).contiguous(), planes[2] > 0

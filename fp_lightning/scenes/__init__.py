@@ -1,1 +1,1 @@
-"""Procedural scenes with exact flow."""
+"""Procedural scenes with exact flow, tracks and visibility."""

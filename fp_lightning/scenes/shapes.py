@@ -1,4 +1,4 @@
-"""Objects of procedural scenes: outlines that move, turn, grow, bend and swing, with both directions in closed form."""
+"""Objects of procedural scenes. Their motion and its inverse have a closed form."""
 
 from __future__ import annotations
 
@@ -13,68 +13,70 @@ from fp_lightning.scenes.textures import Array
 
 
 def vector(values: ArrayLike) -> Array:
-    """Numbers in single precision, as all positions are."""
+    """Convert numbers to a float32 array, the type of all positions."""
     return np.asarray(values, np.float32)
 
 
 @dataclass(frozen=True)
 class Wave:
-    """A deformation that grows with time: x moves by a sine of y, then y by a sine of x. It has an exact inverse."""
+    """A deformation that grows with time: x is shifted by a sine of y, then y by a sine of x. Its inverse is exact."""
 
-    amplitude: Array  # [2] lengths at time 1
-    frequency: Array  # [2] radians per length
+    amplitude: Array  # [2] in image widths, at time 1
+    frequency: Array  # [2] radians per image width
     phase: Array  # [2] radians
 
     def _shift(self, axis: int, along: Array, time: float) -> Array:
+        """Compute the shift of coordinate `axis` as a function of the other coordinate, `along`."""
         return time * self.amplitude[axis] * np.sin(self.frequency[axis] * along + self.phase[axis])
 
     def bend(self, points: Array, time: float) -> Array:
-        """Positions [..., 2] of the object at rest → at `time`."""
+        """Deform object coordinates [..., 2] at rest to those at `time`."""
         x = points[..., 0] + self._shift(0, points[..., 1], time)
         return np.stack([x, points[..., 1] + self._shift(1, x, time)], -1).astype(np.float32)
 
     def unbend(self, points: Array, time: float) -> Array:
-        """The inverse of `bend`."""
+        """Invert `bend`."""
         y = points[..., 1] - self._shift(1, points[..., 0], time)
         return np.stack([points[..., 0] - self._shift(0, y, time), y], -1).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Object:
-    """A textured object moving by a similarity transform and a wave. Lengths in image widths.
+    """A textured object that moves by a similarity transform and a wave. Lengths are in image widths.
 
-    A limb is an object with a `parent`, in whose coordinates it moves: `start` is its joint, `turn` its swing.
+    A limb is an object with a `parent`. It moves in the coordinates of its parent: `start` is the joint and `turn`
+    the swing.
     """
 
     radius: float
     harmonics: Array  # [k, 2]: amplitude and phase of the outline's harmonics 2, 3, …
-    corners: int  # 0: smooth outline; 3 and more: a regular polygon modulated by the harmonics
+    corners: int  # 0: smooth outline; 3 or more: regular polygon, modulated by the harmonics
     start: Array  # [2] origin at time 0
     motion: Array  # [2] displacement from time 0 to time 1
-    bend: float  # sideways bow of the path, in lengths of `motion`
+    bend: float  # sideways curvature of the path, as a share of the length of `motion`
     turn: float  # radians from time 0 to time 1
     growth: float  # log scale from time 0 to time 1
-    texture: Array
+    texture: Array  # [n, n, 3], periodic
     angle: float = 0.0  # radians at time 0
-    stretch: tuple[float, float] = (1.0, 1.0)  # of the outline along its own x and y
-    hole: float = 0.0  # the outline is a ring that is open up to this share of its radius
-    offset: tuple[float, float] = (0.0, 0.0)  # of the outline's centre from the origin, which it turns about
+    stretch: tuple[float, float] = (1.0, 1.0)  # scale of the outline along its x and y
+    hole: float = 0.0  # inner radius of a ring, as a share of the outer one; 0: no hole
+    offset: tuple[float, float] = (0.0, 0.0)  # of the outline's centre from the origin, the centre of rotation
     wave: Wave | None = None
     parent: Object | None = None
 
     @property
     def root(self) -> Object:
-        """The object that carries this one."""
+        """The outermost parent, or the object itself if it has none."""
         return self if self.parent is None else self.parent.root
 
     def pose(self, time: float) -> tuple[Array, float, float]:
-        """Origin [2], angle and scale at `time`, in the parent's coordinates or the image's."""
+        """Return origin [2], angle in radians and scale at `time`, in the parent's or the image's coordinates."""
         normal = np.array([-self.motion[1], self.motion[0]])
         centre = self.start + time * self.motion + self.bend * math.sin(math.pi * time) * normal
         return centre.astype(np.float32), self.angle + self.turn * time, math.exp(self.growth * time)
 
     def to_local(self, points: Array, time: float) -> Array:
-        """Image positions [..., 2] at `time` → object coordinates."""
+        """Convert image positions [..., 2] at `time` to object coordinates."""
         if self.parent is not None:
             points = self.parent.to_local(points, time)
         centre, angle, scale = self.pose(time)
@@ -82,7 +84,7 @@ class Object:
         return local if self.wave is None else self.wave.unbend(local, time)
 
     def to_image(self, local: Array, time: float) -> Array:
-        """Object coordinates [..., 2] → image positions at `time`; the inverse of `to_local`."""
+        """Convert object coordinates [..., 2] to image positions at `time`; the inverse of `to_local`."""
         centre, angle, scale = self.pose(time)
         if self.wave is not None:
             local = self.wave.bend(local, time)
@@ -90,7 +92,7 @@ class Object:
         return points if self.parent is None else self.parent.to_image(points, time)
 
     def contains(self, local: Array) -> NDArray[np.bool_]:
-        """Whether object coordinates [..., 2] lie inside the outline."""
+        """Whether object coordinates [..., 2] are inside the outline: bool [...]."""
         local = (local - vector(self.offset)) / vector(self.stretch)
         angle = np.arctan2(local[..., 1], local[..., 0])
         limit = np.full_like(angle, self.radius)
@@ -104,7 +106,7 @@ class Object:
         return inside & (distance >= (self.hole * limit) ** 2) if self.hole else inside
 
     def bounds(self, time: float) -> tuple[Array, float]:
-        """Centre [2] and radius of a circle in the image at `time` that the object does not leave."""
+        """Return centre [2] and radius of a circle in the image that contains the object at `time`."""
         reach = self.radius * (1 + float(np.abs(self.harmonics[:, 0]).sum())) * max(self.stretch)
         item: Object | None = self
         while item is not None:
@@ -115,18 +117,19 @@ class Object:
 
 
 def _rotation(angle: float) -> Array:
+    """Return the matrix [2, 2] that rotates by `angle` radians."""
     c, s = math.cos(angle), math.sin(angle)
     return np.array([[c, -s], [s, c]], np.float32)
 
 
 def varied(item: Object, rng: np.random.Generator, variety: float, paint: Callable[[], Array]) -> list[Object]:
-    """An object made other than a plain outline, and its limbs, in the order in which they lie on each other.
+    """Vary a plain object by chance, and give it limbs. Return all parts, the lowest first.
 
     Args:
         item: a plain object.
-        rng: of all choices.
-        variety: probability of each change: stretched, hollow (half as often), waving, with limbs.
-        paint: makes the texture of a limb that does not have the object's own.
+        rng: decides all choices.
+        variety: probability of each change: stretched, rotated, waving, with limbs; hollow is half as likely.
+        paint: makes the texture of a limb that does not share the object's.
     """
 
     def chance(probability: float) -> bool:
@@ -160,9 +163,9 @@ def varied(item: Object, rng: np.random.Generator, variety: float, paint: Callab
 
 
 def _limb(parent: Object, direction: float, rng: np.random.Generator, texture: Array) -> Object:
-    """A slender limb on the parent's outline in `direction` (radians), swinging about its joint."""
+    """Draw a slender limb that swings about a joint on its parent's outline, at `direction` in radians."""
     length, thickness = rng.uniform(0.5, 0.95) * parent.radius, rng.uniform(0.3, 0.55)
-    if parent.parent is not None:  # a forearm, at the end of its arm
+    if parent.parent is not None:  # a second segment, at the end of the first
         length = rng.uniform(0.7, 1.0) * parent.radius
         joint = vector([parent.offset[0] + 0.8 * parent.radius * parent.stretch[0], 0])
     else:

@@ -10,9 +10,9 @@ Array = NDArray[np.float32]
 
 
 def texture(rng: np.random.Generator, n: int) -> Array:
-    """A periodic random texture, float32 [n, n, 3] in [0, 1]: noise, stripes, blots or leaves."""
+    """Draw a periodic texture, float32 [n, n, 3] in [0, 1]: noise, stripes, blots or leaves."""
     mean = np.clip(rng.uniform(0.1, 0.9) + rng.normal(0, rng.uniform(0.02, 0.25), 3), 0.05, 0.95)
-    axes = rng.normal(0, 1, (3, 3)) * np.array([1.0, 0.35, 0.15])[:, None]  # colours vary along one axis mostly
+    axes = rng.normal(0, 1, (3, 3)) * np.array([1.0, 0.35, 0.15])[:, None]  # colours vary mostly along one axis
     axes[0] = axes[0] * rng.uniform(0.05, 0.5) + rng.normal(0, 1)
     octave = _power_noise(rng, n, exponent=rng.uniform(0.8, 2.0))
     kind = rng.integers(4)
@@ -32,7 +32,7 @@ def texture(rng: np.random.Generator, n: int) -> Array:
 
 
 def _power_noise(rng: np.random.Generator, n: int, exponent: float) -> NDArray:
-    """Periodic noise with amplitude 1 / frequency^exponent, three channels, unit variance."""
+    """Draw periodic noise [n, n, 3] with amplitude 1 / frequency^exponent and unit variance."""
     frequency = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)[None]) * n
     amplitude = np.where(frequency > 0, np.maximum(frequency, 1) ** -exponent, 0)
     spectrum = np.fft.rfft2(rng.normal(size=(n, n, 3)), axes=(0, 1)) * amplitude[..., None]
@@ -41,7 +41,7 @@ def _power_noise(rng: np.random.Generator, n: int, exponent: float) -> NDArray:
 
 
 def _leaves(rng: np.random.Generator, n: int) -> NDArray:
-    """Dead leaves: overlapping ellipses, boxes and lines of power-law sizes, flat random colours."""
+    """Draw dead leaves [n, n, 3]: overlapping ellipses, boxes and lines of power-law sizes in flat colours."""
     canvas = np.zeros((n, n, 3), np.float32)
     for _ in range(int(rng.integers(20, 120))):
         radius = max(1, int(n * 0.02 * rng.pareto(1.6) + 1)) % (n // 2)

@@ -1,1 +1,1 @@
-"""What a user would have drawn, made from a `VideoPair` at load time."""
+"""Editing signals, derived from a `VideoPair` as a user would have drawn them (paper, section 3.3)."""

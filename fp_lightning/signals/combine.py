@@ -1,4 +1,4 @@
-"""One place that turns what was drawn into what the network reads."""
+"""Combine drawn signals into the tensors that the network reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 SignalName = Literal["sketch", "coarse", "points"]
 SIGNALS: tuple[SignalName, ...] = ("sketch", "coarse", "points")
-RIM = 2 / 512  # image widths of black around strokes
+RIM = 2 / 512  # width of the black outline of strokes, in image widths
 
 
 def signal_fields(
@@ -21,26 +21,29 @@ def signal_fields(
     points: Tensor | None = None,
     among: Collection[str] = SIGNALS,
 ) -> dict[str, Any]:
-    """One sample's signals as the fields of an `EditBatch`, b = 1.
+    """Convert one sample's signals to the fields of an `EditBatch` with b = 1.
 
-    A sketch and a coarse edit share the control image, so that one encoder reads both: white strokes with
-    a thin black rim over the coarse edit, or over black without one.
+    A sketch and a coarse edit share the control image, so one encoder reads both: white strokes with a thin
+    black outline over the coarse edit, or over black if there is no coarse edit.
 
     Args:
-        size: (height, width) in pixels at which the network works.
+        size: (height, width) in pixels of the network's input.
         sketch: strokes, float [3, h, w] in {0, 1}.
         coarse: coarse edit, float [3, h, w] in [0, 1].
         points: drags, float [p, 4] as (x_src, y_src, x_tgt, y_tgt) in pixels of `size`.
-        among: the signals that any sample of the same batch may have, by name. They decide the fields, so
-            that every mix can be batched: `control` [1, 3, h, w] and `control_valid` [1] with a sketch or a
-            coarse edit among them, `points` [1, p, 4] and `points_valid` [1, p] with points among them.
+        among: names of all signals that samples of the same batch may have. They decide which fields are
+            returned, so that all samples can be batched: `control` [1, 3, h, w] and `control_valid` [1] if
+            they include a sketch or a coarse edit, `points` [1, p, 4] and `points_valid` [1, p] if they
+            include points.
 
     Raises:
-        ValueError: a signal is given that is not `among` them, or an image is not of `size`.
+        ValueError: a signal is passed that `among` does not name, or an image does not have `size`.
     """
-    given = {"sketch": sketch, "coarse": coarse, "points": points}
-    if stray := [name for name, value in given.items() if value is not None and name not in among]:
-        raise ValueError(f"{', '.join(stray)} given, but not among {', '.join(among)}")
+    signals = {"sketch": sketch, "coarse": coarse, "points": points}
+    if unexpected := [name for name, value in signals.items() if value is not None and name not in among]:
+        raise ValueError(
+            f"signals {', '.join(unexpected)} passed, but not among {', '.join(among)}; add them to `among`"
+        )
     if wrong := [tuple(x.shape) for x in (sketch, coarse) if x is not None and tuple(x.shape) != (3, *size)]:
         raise ValueError(f"control images must be {(3, *size)}, got {wrong[0]}")
     fields: dict[str, Any] = {}
@@ -54,7 +57,7 @@ def signal_fields(
 
 
 def _control_image(size: tuple[int, int], sketch: Tensor | None, coarse: Tensor | None) -> Tensor:
-    """Strokes over a coarse edit over black: float [3, h, w] in [0, 1]."""
+    """Draw strokes over the coarse edit, or over black: float [3, h, w] in [0, 1]."""
     if sketch is None:
         return torch.zeros(3, *size) if coarse is None else coarse
     if coarse is None:

@@ -86,7 +86,7 @@ class FramePainterModule(AdamWModule):
         if getattr(data, "latents", None) is None:
             return
         store = LatentStore(data.latents, {**self.editor.latent_settings(), "size": list(data.size)})
-        missing = data.unlatented(store.keys())
+        missing = data.missing_latents(store.keys())
         rank_share = Subset(missing, range(self.global_rank, len(missing), self.trainer.world_size))
         if len(missing):
             logger.info("encoding latents of %d pairs into %s", len(missing), store.folder)
@@ -95,7 +95,7 @@ class FramePainterModule(AdamWModule):
         for key, batch in track(loader, "latents", total=len(rank_share), disable=quiet):
             store.write(key, self.editor.with_latents(batch.to(self.device)))
         self.trainer.strategy.barrier("latents")
-        data.store_of_latents = store
+        data.latent_store = store
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
         """Log the losses and return their weighted sum, a scalar."""

@@ -16,7 +16,8 @@ from fp_lightning.bench.run import BENCHMARKS, bench
 from fp_lightning.errors import InputError
 from fp_lightning.model.control import ControlEncoder
 from fp_lightning.pairs.settings import PairSettings
-from fp_lightning.scenes.scene import write_clips
+from fp_lightning.scenes.clips import write_clips
+from fp_lightning.scenes.content import SceneContent
 
 KEYS = [
     *("name", "ours", "reference", "ratio", "ratio_low", "ratio_high", "error", "flops_ours", "flops_reference"),
@@ -62,7 +63,7 @@ def test_motion_found_on_scenes_is_right():
 
 
 def test_stages_account_for_the_time(tmp_path):
-    clip = write_clips(tmp_path, 1, (96, 160), motion=(0.1, 0.2), seconds=3)
+    clip = write_clips(tmp_path, 1, (96, 160), seconds=3, content=SceneContent(motion=(0.1, 0.2)))
     shares = _stages(clip, tmp_path / "out", PairSettings(size=(96, 160), candidates=4)).settings["shares"]
     assert sum(shares.values()) == pytest.approx(1, abs=0.01)
     assert all(shares[stage] > 0.01 for stage in ("decode", "cut", "flow", "motion", "filter"))

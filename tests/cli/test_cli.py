@@ -25,7 +25,9 @@ from fp_lightning.cli.trainer import one_line
 from fp_lightning.errors import InputError
 from fp_lightning.pairs.heldout import choose_pairs, write_list
 from fp_lightning.pairs.shards import PairStore
-from fp_lightning.scenes.scene import Scene, write_clips
+from fp_lightning.scenes.clips import write_clips
+from fp_lightning.scenes.content import SceneContent
+from fp_lightning.scenes.scene import Scene
 from fp_lightning.training.recipe_files import RECIPES, recipe_path
 from fp_lightning.training.sweep import plan
 
@@ -175,7 +177,7 @@ def test_clips_are_of_the_scenes_asked_for(run, tmp_path):
     with av.open(str(tmp_path / "clips" / "scene-0.mp4")) as video:
         film = next(video.decode(video=0)).to_ndarray(format="rgb24")
     error = {
-        radius: np.abs(film.astype(float) - Scene(0, (32, 32), radius=radius).frame(0.0)).mean()
+        radius: np.abs(film.astype(float) - Scene(0, (32, 32), SceneContent(radius=radius)).frame(0.0)).mean()
         for radius in ((0.3, 0.4), (0.12, 0.24))
     }
     assert error[0.3, 0.4] < error[0.12, 0.24] / 2
@@ -187,7 +189,7 @@ def test_scenes_become_pairs(run, tmp_path):
         *("--objects", 2, 3, "--motion", 0.1, 0.2, "--variety", 0.5, "--radius", 0.2, 0.3),
     )
     assert status == 0 and "2 pairs in" in out, err
-    exact = Scene(5, (16, 24), objects=(2, 3), motion=(0.1, 0.2), variety=0.5, radius=(0.2, 0.3)).pair()
+    exact = Scene(5, (16, 24), SceneContent(objects=(2, 3), motion=(0.1, 0.2), variety=0.5, radius=(0.2, 0.3))).pair()
     assert torch.equal(PairStore(tmp_path / "pairs")[0].target, exact.target)
 
 

@@ -8,7 +8,7 @@ import pytest
 from demo.user import DESKTOP, User, near, new_context
 from fp_lightning.demo.examples import examples
 from fp_lightning.demo.serve import served
-from fp_lightning.signals.coarse import filled
+from fp_lightning.signals.cutouts import filled
 
 
 def test_a_sketch_on_the_example_is_edited(user):

@@ -140,16 +140,16 @@ def test_predict_makes_the_same_pixels_as_the_pipeline(editor, tmp_path, batch_s
 def test_other_weights_than_those_that_made_it_are_said(editor, tmp_path, caplog):
     example(weights=fingerprint(editor.control_encoder)).save(tmp_path / "same.edit.json")
     predict(editor, tmp_path, 1)
-    assert "other weights" not in caplog.text
+    assert "different weights" not in caplog.text
     example(weights="0" * 64, model="theirs").save(tmp_path / "other.edit.json")
     predict(editor, tmp_path, 1)
-    assert "saved with theirs, other weights" in caplog.text
+    assert "saved by theirs with different weights" in caplog.text
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):
     example().save(tmp_path / "a.edit.json")
     noise(50, 40).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="would have the same result"):
+    with pytest.raises(InputError, match="would write the same result"):
         AllSignalsDataModule(inputs=str(tmp_path)).setup("predict")
 
 

@@ -44,7 +44,7 @@ def test_the_far_border_counts_to_the_last_pixel():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (5, "5 is no list of points"),
+        (5, "5 is not a list of points"),
         ([], "there are no points"),
         ([[1, 2, 3, 4], [1, 2, 3]], r"row 2 is \[1, 2, 3\]"),
         ([[1, 2, 3, "4"]], r"row 1 is \[1, 2, 3, '4'\]"),
@@ -54,7 +54,7 @@ def test_the_far_border_counts_to_the_last_pixel():
         ([[1, 2, float("nan"), 4]], r"row 1 is \[1, 2, nan, 4\]"),
         ([[1, 2, 3, float("inf")]], "row 1 is"),
         ([[1, 2, 3, 4], [1, 2]], "mixed"),
-        ([[1, 2], [3, 4], [5, 6]], "the last of 3 rows of two is a handle without its target"),
+        ([[1, 2], [3, 4], [5, 6]], "the last of 3 rows of two is a handle without a target"),
         ([[1, 2, 3, 4], [-1, 2, 3, 4]], r"point 2 starts at \(-1, 2\), outside of its image, which is 60x40"),
         ([[1, 2, 3, 40.5]], r"point 1 ends at \(3, 40\.5\)"),
         ([[1, 2], [3, 4], [5, 6], [61, 8]], r"point 2 ends at \(61, 8\)"),
@@ -76,9 +76,9 @@ def test_a_coarse_edit_is_resized_to_the_network():
 
 
 def test_the_photo_shows_where_a_coarse_edit_is_transparent():
-    sheet = Image.new("RGBA", (60, 40))
-    sheet.paste((0, 0, 255, 255), (30, 0, 60, 40))
-    edited = coarse_image(sheet, photo(), PHOTO)
+    canvas = Image.new("RGBA", (60, 40))
+    canvas.paste((0, 0, 255, 255), (30, 0, 60, 40))
+    edited = coarse_image(canvas, photo(), PHOTO)
     assert torch.equal(edited[:, :, :30], squeeze(photo(), PHOTO)[:, :, :30] / 255)
     assert edited[:, 5, 40].tolist() == [0, 0, 1]
 
@@ -96,7 +96,7 @@ def test_another_aspect_is_stretched_and_both_sizes_are_named(read, caplog):
     given = PHOTO if read is strokes else photo()
     with caplog.at_level(logging.WARNING):
         assert read(Image.new("RGB", (30, 30)), given, SIZE, "mine").shape == (3, *SIZE)
-    assert "mine is 30x30, its image 60x40" in caplog.text
+    assert "mine is 30x30, its image is 60x40" in caplog.text
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 40), (120, 80), (30, 20), (31, 21)])

@@ -107,7 +107,7 @@ def test_images_of_the_same_name_that_changed_are_noticed(tmp_path):
     editor, batch = make_editor(), make_batch(1, size=32)
     store = LatentStore(tmp_path, {})
     store.write("pair", editor.with_latents(batch))
-    with pytest.raises(InputError, match="made from another image of this name; delete"):
+    with pytest.raises(InputError, match="computed from another image of this name; delete"):
         store.read("pair", replace(batch, source=-batch.source))
 
 
@@ -152,7 +152,7 @@ def test_a_fit_makes_them_once_and_trains_the_same(pairs, tmp_path, workers):
     plain, _ = fit(pairs, tmp_path, None)
     kept, data = fit(pairs, tmp_path, str(tmp_path / "latents"), num_workers=workers)
     assert kept == pytest.approx(plain, rel=1e-4)
-    folder = data.store_of_latents.folder
+    folder = data.latent_store.folder
     before = times(folder)
     assert len(before) == 6 + 1
     fit(pairs, tmp_path, str(tmp_path / "latents"))
@@ -161,7 +161,7 @@ def test_a_fit_makes_them_once_and_trains_the_same(pairs, tmp_path, workers):
 
 def test_an_interrupted_filling_goes_on(pairs, tmp_path):
     _, data = fit(pairs, tmp_path, str(tmp_path / "latents"))
-    folder = data.store_of_latents.folder
+    folder = data.latent_store.folder
     first, second, *rest = sorted(folder.glob("*.safetensors"))
     first.rename(folder / f".{first.name}.1.partial")
     second.unlink()
@@ -173,7 +173,7 @@ def test_an_interrupted_filling_goes_on(pairs, tmp_path):
 
 def test_mirrored_pairs_have_their_own(pairs, tmp_path):
     _, data = fit(pairs, tmp_path, str(tmp_path / "latents"), flip=True)
-    keys = data.store_of_latents.keys()
+    keys = data.latent_store.keys()
     assert len(keys) == 6 + 4 and sum(key.endswith(".mirrored") for key in keys) == 4
 
 

@@ -208,7 +208,7 @@ def test_weights_are_loaded_and_frozen(tmp_path):
 def test_weights_that_do_not_fit_are_counted(tmp_path):
     torch.save({"weight": torch.ones(3, 3), "scale": torch.ones(1), "shift": torch.ones(1)}, tmp_path / "other.pth")
     message = refusal(fill, nn.Linear(3, 2), tmp_path / "other.pth")
-    assert "other.pth does not fit Linear: of its 2 tensors 1 are missing and 1 have another shape, 2 are" in message
+    assert "other.pth does not match Linear: of its 2 tensors 1 are missing and 1 have another shape, 2 are" in message
 
 
 class Harm:
@@ -242,7 +242,7 @@ def test_a_truncated_file_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [[torch.ones(1)], {"weight": torch.ones(1), "epoch": 3}])
 def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "list.pth")
-    assert "holds no state dict" in refusal(fill, nn.Linear(3, 2), tmp_path / "list.pth")
+    assert "has no state dict" in refusal(fill, nn.Linear(3, 2), tmp_path / "list.pth")
 
 
 class BlueAndRed(nn.Module):

@@ -22,7 +22,8 @@ from PIL import Image
 from fp_lightning.errors import InputError
 from fp_lightning.files import locked
 from fp_lightning.media.video import VideoError, duration, fit, list_videos, read_frames, stream_frames
-from fp_lightning.pairs.build import build_pairs, build_video, choose_windows, make_pair, read_windows
+from fp_lightning.pairs.build import build_pairs
+from fp_lightning.pairs.candidates import build_video, choose_windows, make_pair, read_windows
 from fp_lightning.pairs.engines import Task, run_local
 from fp_lightning.pairs.filters import PairFilter
 from fp_lightning.pairs.flow.dis import dis_flow
@@ -30,19 +31,21 @@ from fp_lightning.pairs.motion import chained_flow, continuity, link
 from fp_lightning.pairs.settings import PairSettings
 from fp_lightning.pairs.shards import PairStore
 from fp_lightning.pairs.tracks import sample, tracks_from_flow
-from fp_lightning.scenes.scene import Scene, write_clip
+from fp_lightning.scenes.clips import write_clip
+from fp_lightning.scenes.content import SceneContent
+from fp_lightning.scenes.scene import Scene
 
 SIZE = (96, 160)
 SETTINGS = PairSettings(size=SIZE, pairs_per_video=2, candidates=6)
-MOTION = {"objects": (2, 3), "motion": (0.05, 0.15)}
+MOTION = SceneContent(objects=(2, 3), motion=(0.05, 0.15))
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     """Two good clips; the second lies in a folder of its own."""
     root = tmp_path_factory.mktemp("clips")
-    write_clip(Scene(1, SIZE, **MOTION), root / "one.mp4", seconds=3, fps=8)
-    write_clip(Scene(2, SIZE, **MOTION), root / "more" / "two.mp4", seconds=3, fps=8)
+    write_clip(Scene(1, SIZE, MOTION), root / "one.mp4", seconds=3, fps=8)
+    write_clip(Scene(2, SIZE, MOTION), root / "more" / "two.mp4", seconds=3, fps=8)
     return root
 
 
@@ -245,13 +248,13 @@ def test_sound_alone_is_a_video_error(tmp_path):
 
 
 def two_frames(seed: int = 3):
-    scene = Scene(seed, (128, 256), objects=(1, 1), motion=(0.06, 0.08), turn=0.0, growth=0.0)
+    scene = Scene(seed, (128, 256), SceneContent(objects=(1, 1), motion=(0.06, 0.08), turn=0.0, growth=0.0))
     return scene, scene.frame(0.0), scene.frame(1.0)
 
 
 def far_frames(seed: int, count: int = 9):
     """Frames of a scene that moves by up to a third of its width."""
-    scene = Scene(seed, (160, 256), objects=(1, 2), motion=(0.2, 0.33))
+    scene = Scene(seed, (160, 256), SceneContent(objects=(1, 2), motion=(0.2, 0.33)))
     return scene, [scene.frame(t, 2) for t in np.linspace(0, 1, count)]
 
 
@@ -333,7 +336,7 @@ def test_tracks_follow_the_flow_from_token_centres():
 
 
 def test_tracks_of_exact_flow_agree_with_the_scene():
-    scene = Scene(5, (128, 128), objects=(2, 3))
+    scene = Scene(5, (128, 128), SceneContent(objects=(2, 3)))
     pair = scene.pair()
     tracks, visible = tracks_from_flow(pair.flow_to_source, pair.flow_to_target)
     assert (visible == pair.visible).float().mean() > 0.95
@@ -386,7 +389,7 @@ def test_a_fade_is_rejected():
 
 
 def test_too_large_motion_is_rejected():
-    pair = Scene(5, (256, 256), objects=(1, 1), motion=(0.15, 0.18)).pair()
+    pair = Scene(5, (256, 256), SceneContent(objects=(1, 1), motion=(0.15, 0.18))).pair()
     assert PairFilter().reason(pair) is None
     assert PairFilter(largest=60).reason(pair) == "motion_too_large"
 
@@ -460,7 +463,7 @@ def test_result_does_not_depend_on_workers(built, clips, tmp_path):
 def test_ray_gives_the_same_pairs(built, clips, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'fp-lightning[ray]'")
     code = (
-        "import sys; from fp_lightning.pairs.build import *; from tests.test_pairs import SETTINGS;"
+        "import sys; from fp_lightning.pairs.build import *; from tests.pairs.test_pairs import SETTINGS;"
         "build_pairs([sys.argv[1]], sys.argv[2], SETTINGS, workers=2, engine='ray')"
     )
     root = Path(__file__).parents[2]
@@ -471,7 +474,7 @@ def test_ray_gives_the_same_pairs(built, clips, tmp_path):
 
 def test_killed_at_any_instant_and_resumed_it_ends_alike(built, clips, tmp_path):
     code = (
-        "import sys; from fp_lightning.pairs.build import *; from tests.test_pairs import SETTINGS;"
+        "import sys; from fp_lightning.pairs.build import *; from tests.pairs.test_pairs import SETTINGS;"
         "print('ready', flush=True);"
         "build_pairs([sys.argv[1]], sys.argv[2], SETTINGS, resume=True)"
     )
@@ -480,7 +483,7 @@ def test_killed_at_any_instant_and_resumed_it_ends_alike(built, clips, tmp_path)
         command = [sys.executable, "-c", code, str(clips), str(tmp_path / "out")]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root)
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline() == b"ready\n"
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -545,7 +548,7 @@ def test_windows_have_the_frames_between_their_ends(tmp_path):
 
 
 def test_a_repeated_scene_gives_no_duplicates(tmp_path):
-    scene = Scene(1, SIZE, **MOTION)
+    scene = Scene(1, SIZE, MOTION)
     once = [scene.frame(t) for t in np.linspace(0, 1, 16)]
     write_video(tmp_path / "loop.mp4", once * 4)
     settings = PairSettings(size=SIZE, min_gap=1.0, max_gap=1.2, candidates=30, pairs_per_video=30)

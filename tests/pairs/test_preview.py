@@ -17,7 +17,9 @@ from PIL import Image
 from fp_lightning.errors import InputError
 from fp_lightning.pairs.preview import LISTED, REASONS, WIDTH, flow_colours, tracks_image, write_preview
 from fp_lightning.pairs.shards import shard_path, write_manifest, write_shard
-from fp_lightning.scenes.scene import Scene, write_clip
+from fp_lightning.scenes.clips import write_clip
+from fp_lightning.scenes.content import SceneContent
+from fp_lightning.scenes.scene import Scene
 from fp_lightning.types import VideoPair, token_centres
 
 SIZE = (64, 160)
@@ -61,7 +63,7 @@ class Page(HTMLParser):
 
 
 def scene(seed: int = 0, size: tuple[int, int] = SIZE) -> Scene:
-    return Scene(seed, size, objects=(2, 2), motion=(0.15, 0.2))
+    return Scene(seed, size, SceneContent(objects=(2, 2), motion=(0.15, 0.2)))
 
 
 def scene_pairs(video: str, count: int) -> list[VideoPair]:

@@ -8,6 +8,7 @@ import torch
 
 from fp_lightning.errors import InputError
 from fp_lightning.pairs.shards import FLOW_LIMIT, MANIFEST, PairStore, shard_path, write_manifest, write_shard
+from fp_lightning.scenes.content import SceneContent
 from fp_lightning.scenes.scene import Scene
 
 
@@ -17,7 +18,7 @@ def record(video: str, pairs: int) -> dict:
 
 @pytest.fixture
 def pairs():
-    return [Scene(seed, (64, 96), objects=(1, 3)).pair() for seed in range(3)]
+    return [Scene(seed, (64, 96), SceneContent(objects=(1, 3))).pair() for seed in range(3)]
 
 
 @pytest.fixture

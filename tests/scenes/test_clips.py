@@ -59,7 +59,7 @@ def test_a_length_named_twice_comes_more_often():
 def test_frames_are_the_scenes_at_even_times():
     data = clips(frames=(3,))
     (clip,) = data.batch("train", 2).frames
-    scene = Scene(scene_seed(0, "train", 2 * 4), (16, 24), **data.content)
+    scene = Scene(scene_seed(0, "train", 2 * 4), (16, 24), data.content)
     for frame, time in zip(clip, (0.0, 0.5, 1.0), strict=True):
         assert torch.equal(frame, to_unit_range(torch.from_numpy(scene.frame(time, 2)).permute(2, 0, 1)))
 
@@ -73,7 +73,7 @@ def test_frames_are_in_the_unit_range():
 def test_motion_is_the_scenes_travel():
     data = clips(frames=(2,), objects=(1, 1), motion=(0.25, 0.25), turn=0.0, growth=0.0, variety=0.0)
     batch = data.batch("train", 5)
-    scenes = [Scene(scene_seed(0, "train", 5 * 4 + i), (16, 24), **data.content) for i in range(2)]
+    scenes = [Scene(scene_seed(0, "train", 5 * 4 + i), (16, 24), data.content) for i in range(2)]
     assert batch.motion.tolist() == pytest.approx([scene.travel(0, 1) for scene in scenes])
     assert batch.motion.dtype == torch.float32
     assert batch.motion.tolist() == pytest.approx([0.25, 0.25], abs=1e-5)
@@ -108,7 +108,9 @@ def test_it_goes_to_a_process_without_its_trainer():
 
 @pytest.mark.parametrize("options", [{"frames": ()}, {"frames": (1, 2)}, {"frames": (2, 8)}, {"frames_per_batch": 1}])
 def test_impossible_lengths_are_errors(options):
-    with pytest.raises(InputError, match="clips have two frames or more and frames_per_batch holds the longest"):
+    with pytest.raises(
+        InputError, match="clips must have 2 frames or more and frames_per_batch at least as many as the longest"
+    ):
         clips(**options)
 
 

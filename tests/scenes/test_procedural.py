@@ -1,6 +1,7 @@
 """Pairs of procedural scenes on disk: exact up to what the format holds."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -8,14 +9,15 @@ import torch
 from fp_lightning.errors import InputError
 from fp_lightning.pairs.shards import QUANTUM, PairStore
 from fp_lightning.scenes import procedural
+from fp_lightning.scenes.content import SceneContent
 from fp_lightning.scenes.procedural import write_scene_pairs
 from fp_lightning.scenes.scene import Scene
 
-SCENE = {"objects": (1, 2), "variety": 0.5}
+CONTENT = SceneContent(objects=(1, 2), variety=0.5)
 
 
 def write(out, count: int = 3, **options) -> dict:
-    return write_scene_pairs(out, count, **{"size": (32, 32), "workers": 1, "scene": SCENE, **options})
+    return write_scene_pairs(out, count, **{"size": (32, 32), "workers": 1, "content": CONTENT, **options})
 
 
 def files(root) -> dict[str, bytes]:
@@ -27,7 +29,7 @@ def test_what_is_read_is_the_scenes_pair_up_to_the_stored_step(tmp_path):
     store = PairStore(tmp_path)
     assert len(store) == 3
     for index in range(3):
-        read, exact = store[index], Scene(7 + index, (32, 32), **SCENE).pair(stride=4)
+        read, exact = store[index], Scene(7 + index, (32, 32), CONTENT).pair(stride=4)
         for name in ("source", "target", "visible"):
             assert torch.equal(getattr(read, name), getattr(exact, name))
         for name in ("flow_to_source", "flow_to_target", "tracks"):
@@ -50,7 +52,9 @@ def test_so_many_scenes_count_as_one_video(tmp_path, monkeypatch):
 def test_the_manifest_says_how_they_were_made(tmp_path):
     write(tmp_path, 2, seed=3)
     settings = json.loads((tmp_path / "manifest.json").read_text())["settings"]
-    assert settings == {"scenes": 2, "seed": 3, "size": [32, 32], "stride": 4, "objects": [1, 2], "variety": 0.5}
+    plain = json.loads(json.dumps(asdict(SceneContent())))
+    content = plain | {"objects": [1, 2], "variety": 0.5}
+    assert settings == {"scenes": 2, "seed": 3, "size": [32, 32], "stride": 4} | content
 
 
 def test_workers_change_no_file(tmp_path, monkeypatch):
@@ -63,7 +67,7 @@ def test_workers_change_no_file(tmp_path, monkeypatch):
 def test_a_folder_that_holds_pairs_is_refused_and_stays(tmp_path):
     write(tmp_path, 1)
     before = files(tmp_path)
-    with pytest.raises(InputError, match="holds pairs already; choose another folder"):
+    with pytest.raises(InputError, match="already holds pairs; choose another folder"):
         write(tmp_path, 2, seed=5)
     assert files(tmp_path) == before
 
@@ -71,8 +75,6 @@ def test_a_folder_that_holds_pairs_is_refused_and_stays(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"scene": {"variety": 2}},
-        {"scene": {"objects": (3, 1)}},
         {"count": 0},
         {"size": (30, 32)},
         {"size": (0, 32)},

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from fp_lightning.errors import InputError
-from fp_lightning.scenes.scene import GROUND, Scene, write_clip, write_clips
+from fp_lightning.scenes.clips import write_clip, write_clips
+from fp_lightning.scenes.content import SceneContent
+from fp_lightning.scenes.scene import GROUND, Scene
 
 SEEDS = range(4)
 VARIETIES = (0.0, 1.0)
@@ -47,13 +49,17 @@ def evenly_lit(scene: Scene) -> Scene:
 
 
 def test_objects_have_the_radius_asked_for():
-    radii = [item.radius for seed in range(20) for item in Scene(seed, (8, 8), (2, 2), radius=(0.3, 0.35)).objects]
+    radii = [
+        item.radius
+        for seed in range(20)
+        for item in Scene(seed, (8, 8), SceneContent(objects=(2, 2), radius=(0.3, 0.35))).objects
+    ]
     assert 0.3 <= min(radii) < 0.31 and 0.34 < max(radii) <= 0.35
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_less_detail_is_larger_textures_and_the_same_motion(seed):
-    fine, coarse = Scene(seed, (64, 64)), Scene(seed, (64, 64), detail=0.4)
+    fine, coarse = Scene(seed, (64, 64)), Scene(seed, (64, 64), SceneContent(detail=0.4))
     assert np.array_equal(fine.flow(0, 1), coarse.flow(0, 1))
     image = coarse._sample(coarse.ground, coarse._grid(1) / 0.4)
     assert np.allclose(image, fine._sample(fine.ground, fine._grid(1)), atol=1e-4)
@@ -62,7 +68,7 @@ def test_less_detail_is_larger_textures_and_the_same_motion(seed):
 @pytest.mark.parametrize("variety", VARIETIES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_flow_carries_source_onto_visible_target(seed, variety):
-    scene = Scene(seed, (128, 128), objects=(1, 3), variety=variety)
+    scene = Scene(seed, (128, 128), SceneContent(objects=(1, 3), variety=variety))
     scene._shadow, scene._gloss = None, 0.0  # they move otherwise than what they fall on
     pair = scene.pair()
     _, seen = scene.correspond(scene._grid(1), 1.0, 0.0)
@@ -78,7 +84,7 @@ def test_flow_carries_source_onto_visible_target(seed, variety):
 @pytest.mark.parametrize("variety", VARIETIES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_there_and_back_leads_home_where_visible(seed, variety):
-    scene = Scene(seed, (64, 64), objects=(2, 3), variety=variety)
+    scene = Scene(seed, (64, 64), SceneContent(objects=(2, 3), variety=variety))
     points = scene._grid(1)
     moved, seen = scene.correspond(points, 1.0, 0.0)
     back, _ = scene.correspond(moved, 0.0, 1.0)
@@ -100,7 +106,7 @@ def test_flows_there_and_back_are_opposite_for_a_translation():
 
 
 def test_tracks_are_the_flow_at_token_centres():
-    scene = Scene(3, (64, 64), objects=(2, 2))
+    scene = Scene(3, (64, 64), SceneContent(objects=(2, 2)))
     tracks, _ = scene.tracks(1.0, 0.0, stride=1)
     x, y = scene._grid(1)[..., 0] * 64, scene._grid(1)[..., 1] * 64
     np.testing.assert_allclose(tracks - np.stack([x, y]), scene.flow(1.0, 0.0), atol=1e-3)
@@ -135,7 +141,7 @@ def test_what_comes_from_outside_is_not_visible():
 
 @pytest.mark.parametrize("variety", VARIETIES)
 def test_same_seed_same_scene_and_another_seed_another(variety):
-    first, again, other = (Scene(seed, (32, 32), variety=variety).pair() for seed in (5, 5, 6))
+    first, again, other = (Scene(seed, (32, 32), SceneContent(variety=variety)).pair() for seed in (5, 5, 6))
     assert torch.equal(first.source, again.source)
     assert torch.equal(first.tracks, again.tracks)
     assert not torch.equal(first.source, other.source)
@@ -143,7 +149,7 @@ def test_same_seed_same_scene_and_another_seed_another(variety):
 
 @pytest.mark.parametrize("variety", VARIETIES)
 def test_size_changes_no_motion(variety):
-    small, large = (Scene(5, (side, side), objects=(1, 3), variety=variety) for side in (32, 128))
+    small, large = (Scene(5, (side, side), SceneContent(objects=(1, 3), variety=variety)) for side in (32, 128))
     assert [o.radius for o in small.objects] == [o.radius for o in large.objects]
     assert [o.turn for o in small.objects] == [o.turn for o in large.objects]
     assert all(np.array_equal(a.motion, b.motion) for a, b in zip(small.objects, large.objects, strict=True))
@@ -172,7 +178,7 @@ def test_odd_sizes_are_refused_with_the_next_even_one(tmp_path):
 
 
 def test_write_clips_counts_seeds(tmp_path):
-    paths = write_clips(tmp_path, 2, size=(32, 32), seed=7, seconds=0.5, fps=4, objects=(2, 2))
+    paths = write_clips(tmp_path, 2, size=(32, 32), seed=7, seconds=0.5, fps=4, content=SceneContent(objects=(2, 2)))
     assert [p.name for p in paths] == ["scene-7.mp4", "scene-8.mp4"]
     assert all(p.stat().st_size for p in paths)
 
@@ -181,7 +187,7 @@ def test_write_clips_counts_seeds(tmp_path):
 
 
 def test_without_variety_scenes_are_those_of_old():
-    scene = Scene(1, (64, 64), objects=(1, 4), exposure=0.5)
+    scene = Scene(1, (64, 64), SceneContent(objects=(1, 4), exposure=0.5))
     assert [(item.wave, item.parent, item.hole, item.stretch) for item in scene.objects] == [
         (None, None, 0.0, (1.0, 1.0))
     ] * 2
@@ -193,7 +199,7 @@ def test_without_variety_scenes_are_those_of_old():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_variety_changes_no_path(seed):
-    plain, rich = (Scene(seed, (32, 32), objects=(2, 2), variety=variety) for variety in VARIETIES)
+    plain, rich = (Scene(seed, (32, 32), SceneContent(objects=(2, 2), variety=variety)) for variety in VARIETIES)
     bodies = [item for item in rich.objects if item.parent is None]
     for a, b in zip(plain.objects, bodies, strict=True):
         assert np.array_equal(a.start, b.start) and np.array_equal(a.motion, b.motion)
@@ -236,7 +242,7 @@ def test_gloss_mirrors_the_object_on_the_ground_below_it_and_nowhere_else():
 
 
 def test_neither_shadow_nor_gloss_is_a_surface_of_its_own():
-    scene = Scene(3, (64, 64), objects=(2, 3))
+    scene = Scene(3, (64, 64), SceneContent(objects=(2, 3)))
     before = scene.pair()
     scene._shadow, scene._gloss = (np.array([0.08, 0.05], np.float32), 0.4), 0.4
     after = scene.pair()
@@ -246,7 +252,7 @@ def test_neither_shadow_nor_gloss_is_a_surface_of_its_own():
 
 
 def test_varied_scenes_have_shadows_and_sometimes_gloss():
-    scenes = [Scene(seed, (32, 32), variety=1.0) for seed in range(12)]
+    scenes = [Scene(seed, (32, 32), SceneContent(variety=1.0)) for seed in range(12)]
     assert all(scene._shadow is not None for scene in scenes)
     assert 0 < sum(scene._gloss > 0 for scene in scenes) < 12
 
@@ -263,6 +269,7 @@ def test_travel_is_the_greatest_displacement():
     [
         ("variety", 1.5),
         ("variety", -0.1),
+        ("variety", 2),
         ("exposure", 2),
         ("exposure", float("nan")),
         ("objects", (3, 1)),
@@ -275,4 +282,4 @@ def test_travel_is_the_greatest_displacement():
 )
 def test_impossible_settings_of_a_scene_are_named(option, value):
     with pytest.raises(InputError, match=option):
-        Scene(0, (32, 32), **{option: value})
+        Scene(0, (32, 32), SceneContent(**{option: value}))

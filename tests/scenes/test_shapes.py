@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from fp_lightning.scenes.content import SceneContent
 from fp_lightning.scenes.scene import Scene
 from fp_lightning.scenes.shapes import Object, Wave, varied, vector
 
@@ -46,7 +47,7 @@ def arm_of(parent: Object) -> Object:
 
 def parts(seed: int) -> list[Object]:
     """A body with every change and its limbs."""
-    return Scene(seed, (64, 64), variety=1.0).objects
+    return Scene(seed, (64, 64), SceneContent(variety=1.0)).objects
 
 
 def grid(count: int = 160) -> np.ndarray:
@@ -145,7 +146,7 @@ def test_full_variety_makes_every_change_sometimes():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_limbs_belong_to_a_body_of_the_scene_and_lie_beside_it(seed):
-    objects = Scene(seed, (64, 64), objects=(3, 3), variety=1.0).objects
+    objects = Scene(seed, (64, 64), SceneContent(objects=(3, 3), variety=1.0)).objects
     roots = [item.root for item in objects]
     assert all(any(root is item for item in objects) for root in roots)
     changes = sum(a is not b for a, b in pairwise(roots))

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from fp_lightning.errors import InputError
+from fp_lightning.scenes.content import SceneContent
 from fp_lightning.scenes.scene import Scene
-from fp_lightning.signals.coarse import Piece, coarse_edit, cut_and_paste, softmax_splat
+from fp_lightning.signals.coarse import coarse_edit
+from fp_lightning.signals.cutouts import Piece, cut_and_paste
+from fp_lightning.signals.splat import softmax_splat
 from fp_lightning.types import VideoPair
 
 MODES = ["splat", "cut"]
@@ -138,7 +141,7 @@ def test_what_leaves_the_image_is_dropped_without_a_gradient(distance):
 @cache
 def scene(seed: int) -> tuple[VideoPair, torch.Tensor]:
     """A pair with exact flow, and which target pixels [h, w] are seen in the source."""
-    clip = Scene(seed, (256, 256), objects=(1, 3))
+    clip = Scene(seed, (256, 256), SceneContent(objects=(1, 3)))
     _, seen = clip.correspond(clip._grid(1), 1.0, 0.0)
     return clip.pair(), torch.from_numpy(seen)
 
@@ -163,7 +166,7 @@ def test_edit_shows_the_target_where_it_can_be_known(mode, least, mean):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [(64, 96), (320, 512)])
 def test_form_is_an_image_in_256_levels(mode, size):
-    edit = coarse_edit(Scene(1, size, objects=(1, 3)).pair(), mode)
+    edit = coarse_edit(Scene(1, size, SceneContent(objects=(1, 3))).pair(), mode)
     assert edit.shape == (3, *size) and edit.dtype == torch.float32 and edit.is_contiguous()
     assert edit.min() >= 0 and edit.max() <= 1
     torch.testing.assert_close(edit * 255, (edit * 255).round(), atol=1e-4, rtol=0)

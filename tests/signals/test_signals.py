@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fp_lightning.scenes.content import SceneContent
 from fp_lightning.scenes.scene import Scene
 from fp_lightning.signals.combine import signal_fields
 from fp_lightning.signals.points import points
@@ -33,20 +34,20 @@ def share_near(points: np.ndarray, others: np.ndarray, distance: float = 2) -> f
 
 @pytest.mark.parametrize("seed", range(6))
 def test_strokes_lie_on_target_outlines_and_cover_them(seed):
-    scene = Scene(seed, (256, 256), objects=(1, 3))
+    scene = Scene(seed, (256, 256), SceneContent(objects=(1, 3)))
     strokes, truth = sketch(scene.pair())[0].numpy() > 0, outline(scene, 1.0)
     assert share_near(strokes, truth) > 0.95  # precision
     assert share_near(truth, strokes) > 0.95  # recall
 
 
 def test_old_position_is_not_drawn():
-    scene = Scene(3, (256, 256), objects=(1, 1), motion=(0.35, 0.375))
+    scene = Scene(3, (256, 256), SceneContent(objects=(1, 1), motion=(0.35, 0.375)))
     strokes = sketch(scene.pair())[0].numpy() > 0
     assert share_near(outline(scene, 0.0), strokes) < 0.3
 
 
 def test_same_drawing_at_every_size():
-    small, large = (sketch(Scene(4, (side, side), objects=(2, 2)).pair())[0] for side in (64, 256))
+    small, large = (sketch(Scene(4, (side, side), SceneContent(objects=(2, 2))).pair())[0] for side in (64, 256))
     shrunk = torch.nn.functional.max_pool2d(large[None], 4)[0].numpy() > 0
     assert share_near(small.numpy() > 0, shrunk, 1) > 0.95
     assert share_near(shrunk, small.numpy() > 0, 1) > 0.95
@@ -104,7 +105,7 @@ EXACT = {"drop": 0.0, "wobble": 0.0, "thickness": 1.0}
 
 @lru_cache
 def several(scene: int) -> VideoPair:
-    return Scene(scene, (256, 256), objects=(1, 3)).pair()
+    return Scene(scene, (256, 256), SceneContent(objects=(1, 3))).pair()
 
 
 def by_hand(seed: int, scene: int = 0, **options) -> np.ndarray:
@@ -168,7 +169,7 @@ def moved(pair) -> torch.Tensor:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_drags_are_tracks_of_visible_tokens_that_moved(seed):
-    scene = Scene(seed, (128, 192), objects=(2, 3))
+    scene = Scene(seed, (128, 192), SceneContent(objects=(2, 3)))
     pair = scene.pair()
     drags = points(pair, np.random.default_rng(seed), most=1000).numpy()
     assert drags.dtype == np.float32
@@ -249,7 +250,7 @@ def test_strokes_lie_over_the_coarse_edit_with_a_dark_rim(drawn):
 
 
 def test_a_signal_that_is_not_among_the_batch_is_an_error(drawn):
-    with pytest.raises(ValueError, match="points given, but not among sketch"):
+    with pytest.raises(ValueError, match="points passed, but not among sketch"):
         signal_fields(SIZE, points=drawn["points"], among=["sketch"])
     with pytest.raises(ValueError, match=r"must be \(3, 48, 32\), got \(3, 32, 48\)"):
         signal_fields((48, 32), coarse=drawn["coarse"])

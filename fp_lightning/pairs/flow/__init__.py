@@ -1,1 +1,1 @@
-"""Optical flow between frames: one file an estimator, and a registry of their names."""
+"""Optical flow between frames: one file per estimator, and a registry of their names."""

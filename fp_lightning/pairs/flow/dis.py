@@ -1,4 +1,4 @@
-"""Dense inverse search: OpenCV's optical flow, which needs no weights."""
+"""Dense inverse search (DIS), an optical flow estimator of OpenCV that needs no weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from fp_lightning.types import Image
 
 
 def dis_flow(first: Sequence[Image], second: Sequence[Image], start: Tensor | None = None) -> Tensor:
-    """Dense inverse search, medium preset (Kroeger et al. 2016): good to some 30 px at 512 px width from its start.
+    """Estimate flow by dense inverse search, medium preset (Kroeger et al. 2016). See `FlowEstimator`.
 
-    The paper uses SEA-RAFT, which follows larger motion.
+    It finds motion up to about 30 px, at 512 px width, from its initial value. The paper uses SEA-RAFT, which finds
+    larger motion.
     """
     estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     flows = []

@@ -1,4 +1,4 @@
-"""What every estimator of optical flow is."""
+"""The interface of optical flow estimators."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from fp_lightning.types import Image
 
 
 class FlowEstimator(Protocol):
-    def __call__(self, first: Sequence[Image], second: Sequence[Image], start: Tensor | None = None) -> Tensor:
-        """n images and n images → float32 [n, 2, h, w] in pixels: position in `first` + flow = position in `second`.
+    """Estimates optical flow between pairs of images."""
 
-        `start` [n, 2, h, w] is a guess to begin from; estimators that need none do without.
+    def __call__(self, first: Sequence[Image], second: Sequence[Image], start: Tensor | None = None) -> Tensor:
+        """Estimate flow float32 [n, 2, h, w] in pixels: position in `first` + flow = position in `second`.
+
+        Args:
+            first: n images uint8 [h, w, 3].
+            second: n images of the same size.
+            start: initial flow [n, 2, h, w] in pixels. Estimators may ignore it.
         """

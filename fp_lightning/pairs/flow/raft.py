@@ -1,4 +1,4 @@
-"""RAFT (Teed & Deng 2020), torchvision's large model (BSD-3)."""
+"""RAFT (Teed & Deng 2020), the large model of torchvision (BSD-3)."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from fp_lightning.pairs.flow.learned import NetworkFlow, choose_device, fill, fi
 if TYPE_CHECKING:
     from fp_lightning.pairs.flow.estimator import FlowEstimator
 
-UPDATES = 32  # of the flow; torchvision's figures for Sintel are measured with as many
+UPDATES = 32  # iterations; torchvision reports its Sintel results with as many
 
 
 @lru_cache(maxsize=1)
 def load_raft(weights: str | None = None, device: str = "auto") -> FlowEstimator:
-    """RAFT-large; its default weights are trained on FlyingChairs, FlyingThings3D, Sintel, KITTI and HD1K.
+    """Load RAFT-large. The default weights are trained on FlyingChairs, FlyingThings3D, Sintel, KITTI and HD1K.
 
     Args:
-        weights: a file of torchvision's `raft_large` weights; None looks in torch hub's cache, then fetches them.
+        weights: file of torchvision's `raft_large` weights; None uses torch hub's cache or downloads them.
         device: "auto", or a torch device.
 
     Raises:
-        InputError: the weights are missing and cannot be fetched, or do not fit.
+        InputError: the weights are missing and cannot be downloaded, or do not match.
     """
     from torchvision.models.optical_flow import Raft_Large_Weights, raft_large
 
     path = find_weights(weights, Raft_Large_Weights.C_T_SKHT_V2.url)
-    with torch.random.fork_rng(devices=[]):  # layers are initialised before they are filled
+    with torch.random.fork_rng(devices=[]):  # random initialisation must not change the global generator
         network = fill(raft_large(), path)
-    network.to(place := choose_device(device))
+    network.to(target := choose_device(device))
 
     def predict(first: Tensor, second: Tensor) -> Tensor:
         return network(2 * first - 1, 2 * second - 1, num_flow_updates=UPDATES)[-1]
 
-    return NetworkFlow(predict, place)
+    return NetworkFlow(predict, target)

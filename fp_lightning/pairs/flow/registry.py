@@ -1,4 +1,4 @@
-"""The estimators of optical flow by name. To add one, write its file and put its loader into `FLOWS`."""
+"""Optical flow estimators by name. To add one, write its file and put its loader into `FLOWS`."""
 
 from __future__ import annotations
 
@@ -30,5 +30,9 @@ FLOWS: dict[str, Callable[[str | None], FlowEstimator]] = {
 
 @lru_cache(maxsize=1)
 def flow_estimator(name: str, weights: str | None = None) -> FlowEstimator:
-    """The estimator of that name, loaded once a process."""
+    """Return the estimator called `name`, a key of `FLOWS`. It is loaded once per process.
+
+    Raises:
+        InputError: its weights or its package are missing.
+    """
     return FLOWS[name](weights)

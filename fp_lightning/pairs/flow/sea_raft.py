@@ -1,4 +1,4 @@
-"""SEA-RAFT (Wang, Lipson & Deng 2024), ptlflow's medium model (BSD-3); the flow of the paper."""
+"""SEA-RAFT (Wang, Lipson & Deng 2024), the flow estimator of the paper; the medium model of ptlflow (BSD-3)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ MODEL, TRAINED_ON = "sea_raft_m", "spring"
 
 @lru_cache(maxsize=1)
 def load_sea_raft(weights: str | None = None, device: str = "auto", trained_on: str = TRAINED_ON) -> FlowEstimator:
-    """SEA-RAFT (M). The paper does not say which of its models and weights it uses.
+    """Load SEA-RAFT (M). The paper does not say which model size and weights it uses.
 
     Args:
-        weights: a file of ptlflow's `sea_raft_m` weights; None looks in torch hub's cache, then fetches them.
+        weights: file of ptlflow's `sea_raft_m` weights; None uses torch hub's cache or downloads them.
         device: "auto", or a torch device.
-        trained_on: which weights are fetched, by ptlflow's names: tartan, chairs, things or sintel, each trained on
-            from the one before, or kitti or spring, from sintel. Spring's are of 540 × 960 px, near the paper's size.
+        trained_on: which weights to download, by ptlflow's names: tartan, chairs, things or sintel, each fine-tuned
+            from the one before, or kitti or spring, fine-tuned from sintel. Spring has 540 × 960 px, near the
+            paper's size.
 
     Raises:
-        InputError: ptlflow is not installed, or the weights are unknown, missing and cannot be fetched, or do not fit.
+        InputError: ptlflow is not installed, `trained_on` is unknown, or the weights cannot be downloaded or do not
+            match.
     """
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # importing it imports 90 models, which tell what they lack
+        warnings.simplefilter("ignore")  # ptlflow imports 90 models, which warn about missing packages
         try:
             import ptlflow
         except ImportError as error:
@@ -46,10 +48,10 @@ def load_sea_raft(weights: str | None = None, device: str = "auto", trained_on: 
     if trained_on not in files:
         raise InputError(f"no {MODEL} weights trained on {trained_on}; known: {', '.join(files)}")
     fill(network, find_weights(weights, files[trained_on]))
-    network.to(place := choose_device(device))
+    network.to(target := choose_device(device))
 
     def predict(first: Tensor, second: Tensor) -> Tensor:
-        bgr = torch.stack([first, second], 1).flip(2)  # ptlflow's models take images as OpenCV reads them
+        bgr = torch.stack([first, second], 1).flip(2)  # ptlflow's models expect OpenCV's channel order
         return network({"images": bgr})["flows"][:, 0]
 
-    return NetworkFlow(predict, place)
+    return NetworkFlow(predict, target)
