@@ -1,10 +1,15 @@
-"""What several tests share: a tiny editor, a batch of exact scenes."""
+"""Shared by tests: small editors, batches of scenes with exact correspondence, folders of models."""
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import pytest
 import torch
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
+from fp_lightning.model.control import ControlEncoder
 from fp_lightning.model.editor import FramePainter, Losses
 from fp_lightning.model.edm import seeded_generators
 from fp_lightning.model.svd.load import Backbone
@@ -25,7 +30,7 @@ torch.set_num_threads(1)
 
 
 def tracked_points(pair: VideoPair, count: int, seed: int) -> torch.Tensor:
-    """`count` visible tokens with their exact source positions, [1, count, 4]."""
+    """Choose `count` visible tokens; return exact positions [1, count, 4] as (x_src, y_src, x_tgt, y_tgt) in px."""
     rows, columns = pair.visible.nonzero(as_tuple=True)
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]
     source = pair.tracks[:, rows[chosen], columns[chosen]]
@@ -35,7 +40,7 @@ def tracked_points(pair: VideoPair, count: int, seed: int) -> torch.Tensor:
 
 
 def make_batch(count: int = 2, size: int = 64, first_seed: int = 0, points: int | None = None) -> EditBatch:
-    """`count` procedural scenes with exact tracks and their sketches, and `points` drag points each."""
+    """Make a batch of `count` procedural scenes with sketches, exact tracks, and `points` drag points each."""
     samples = []
     for seed in range(first_seed, first_seed + count):
         pair = Scene(seed, (size, size)).pair(stride=4)
@@ -56,22 +61,57 @@ def make_batch(count: int = 2, size: int = 64, first_seed: int = 0, points: int 
 
 
 def losses_of(editor: FramePainter, batch: EditBatch, seed: int = 0) -> Losses:
-    """With the samples' own noise."""
+    """Return the losses with noise that depends on `seed` and the samples' names."""
     return editor.losses(batch, seeded_generators(batch.name, seed))
 
 
+def small_unet() -> UNetSpatioTemporalConditionModel:
+    """The tiny build's U-Net with half of its width, the least that normalisation in 32 groups allows."""
+    return UNetSpatioTemporalConditionModel.from_config({**tiny_unet().config, "block_out_channels": (32, 32)})
+
+
+def small_vae() -> AutoencoderKLTemporalDecoder:
+    """The tiny build's VAE with a third of its width."""
+    vae = AutoencoderKLTemporalDecoder.from_config({**tiny_vae().config, "block_out_channels": (32, 32, 32)})
+    with torch.no_grad():
+        vae.quant_conv.bias[8:] = -6
+    return vae
+
+
 def make_editor(
-    attention: str = "matching", match_queries: str = "target", noisy: bool = True, **options
+    attention: str = "matching",
+    match_queries: str = "target",
+    noisy: bool = True,
+    tiny: bool = False,
+    **options,
 ) -> FramePainter:
-    """A tiny editor with random weights; `noisy` also gives the zeroed layers values, so that they matter."""
+    """Make an editor with random weights, the same at every call.
+
+    Args:
+        attention, match_queries: see `FramePainterUNet`.
+        noisy: fill the output layers of the matching branch, which start at zero, with random values.
+        tiny: the architecture of the tiny build; otherwise a smaller one.
+        options: see `FramePainter`.
+    """
+    backbone, random_state = _random_backbone(attention, match_queries, noisy, tiny)
+    torch.set_rng_state(random_state)
+    backbone = copy.deepcopy(backbone)
+    return FramePainter(backbone.prior(), backbone.control_encoder, **options).eval()
+
+
+@functools.cache
+def _random_backbone(attention: str, match_queries: str, noisy: bool, tiny: bool) -> tuple[Backbone, torch.Tensor]:
+    """A backbone, and the state of torch's random numbers after it was made."""
     torch.manual_seed(0)
-    unet = FramePainterUNet.from_svd(tiny_unet(), attention, match_queries)
+    unet = FramePainterUNet.from_svd(tiny_unet() if tiny else small_unet(), attention, match_queries)
     if noisy:
         for name, parameter in unet.named_parameters():
             if ".processor.to_out" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-    backbone = Backbone(unet, tiny_control_encoder(), tiny_vae(), tiny_image_encoder(), tiny_scheduler())
-    return FramePainter(backbone.prior(), backbone.control_encoder, **options).eval()
+    control_encoder = tiny_control_encoder() if tiny else ControlEncoder(widths=(8, 16, 32), out_channels=32)
+    vae = tiny_vae() if tiny else small_vae()
+    backbone = Backbone(unet, control_encoder, vae, tiny_image_encoder(), tiny_scheduler())
+    return backbone, torch.get_rng_state()
 
 
 @pytest.fixture
@@ -81,7 +121,7 @@ def batch() -> EditBatch:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
-    """A folder in SVD's format with random tiny weights, the U-Net's too."""
+    """A folder in SVD's format with random weights of the tiny build."""
     torch.manual_seed(0)
     return write_tiny(tmp_path_factory.mktemp("model") / "svd", tiny_vae())
 

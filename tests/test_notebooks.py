@@ -1,16 +1,13 @@
-"""Every notebook runs on reduced settings; shipped ones have outputs, and nothing of the machine that made them."""
+"""Every notebook runs with reduced settings; shipped outputs are complete and name no path of a machine."""
 
 import base64
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
-from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import make_editor
@@ -25,10 +22,10 @@ nbformat, *_ = (
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SWEEPS = ("03_ablations", "05_data_efficiency")  # they share their runs
+SWEEPS = ("03_ablations", "05_data_efficiency")  # they share runs
 OTHERS = [(path.stem,) for path in NOTEBOOKS if path.stem not in SWEEPS]
 PICTURES = {"01_quickstart": 3, "02_signals": 6, "03_ablations": 2, "04_correspondence": 4, "05_data_efficiency": 1}
-SAID = {  # what no run may leave out
+TEXT = {  # patterns that every run must print
     "01_quickstart": ["lead of the edit", "scene-0.sketch.png"],
     "03_ablations": [r"\d+ runs: ", "appears|reversed|not decided", "correspondence.all.error"],
     "04_correspondence": ["Least error on the finest grid"],
@@ -44,7 +41,7 @@ spec.loader.exec_module(execute)
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory):
-    """One kernel for all, since a new one imports for many seconds; notebooks start it with their settings."""
+    """One kernel for all notebooks, because a new one spends many seconds on imports."""
     folder = tmp_path_factory.mktemp("notebooks")
     FramePainterPipeline.from_editor(make_editor(control_factor=1.0), (64, 64)).save_pretrained(folder / "editor")
     with pytest.MonkeyPatch.context() as patch:
@@ -62,10 +59,10 @@ def kernel(tmp_path_factory):
 
 
 def run(kernel, stem: str, preparation: str = ""):
-    """The executed notebook, its variables gone from the kernel before it starts."""
+    """Execute a notebook in a kernel without the variables of earlier ones."""
     manager, folder = kernel
     notebook = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)
-    first = f"%reset -f\n__spec__ = None  # reset took it, and multiprocessing looks for it\n{preparation}"
+    first = f"%reset -f\n__spec__ = None  # multiprocessing needs it, %reset deletes it\n{preparation}"
     notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
     execute.execute(notebook, folder, 600, manager)
     notebook.cells.pop(0)
@@ -94,10 +91,10 @@ def text(notebook) -> str:
 
 def check(notebook, stem: str) -> None:
     assert pictures(notebook) >= PICTURES.get(stem, 0)
-    said = text(notebook)
+    printed = text(notebook)
     assert not [output for output in outputs(notebook) if output.output_type == "error"]
-    assert "warning" not in said.lower()
-    assert not [pattern for pattern in SAID.get(stem, []) if not re.search(pattern, said)]
+    assert "warning" not in printed.lower()
+    assert not [pattern for pattern in TEXT.get(stem, []) if not re.search(pattern, printed)]
 
 
 # --- they run
@@ -109,43 +106,12 @@ def test_it_runs(kernel, stems):
         preparation = ""
         if stem in SWEEPS:
             preparation = f"import sys\nsys.path.append({str(Path(__file__).parent)!r})\n"
-            preparation += "import test_notebooks\ntest_notebooks.preload()\ndel sys, test_notebooks"
+            preparation += "import commandline\ncommandline.fork_sweeps()\ndel sys, commandline"
         notebook = run(kernel, stem, preparation)
         check(notebook, stem)
         before = pictures(notebook)
         execute.clean(notebook, kernel[1])
         assert pictures(notebook) == before and str(kernel[1]) not in text(notebook)
-
-
-def preload() -> None:
-    """In the kernel: commands of a sweep are forked from a process that has imported everything.
-
-    They are the same commands; a new interpreter for each would import for most of the time.
-    """
-    import fp_lightning.training.sweep
-
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["test_notebooks", "fp_lightning.cli.trainer", "datamodules", "callbacks"])
-
-    def forked(command, stdout, stderr, env):
-        assert command[1:3] == ["-m", "fp_lightning"] and stdout is stderr
-        process = context.Process(target=command_line, args=(command[3:], stdout.name))
-        process.start()
-        process.join()
-        return SimpleNamespace(returncode=process.exitcode)
-
-    fp_lightning.training.sweep.subprocess = SimpleNamespace(run=forked)
-
-
-def command_line(words: list[str], log: str) -> None:
-    """`fp-lightning WORDS` in this process, which ends with its status."""
-    from fp_lightning.cli.main import main
-
-    with open(log, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        sys.argv = ["fp-lightning", *words]
-        sys.exit(main())
 
 
 # --- what is shipped
@@ -163,7 +129,7 @@ def test_shipped_outputs_are_there_and_clean(shipped):
     assert path.stat().st_size < MAX_KB * 1024
 
 
-def test_shipped_notebooks_hold_nothing_of_a_machine(shipped):
+def test_shipped_notebooks_do_not_depend_on_a_machine(shipped):
     path, notebook = shipped
     content = path.read_text()
     for place in (str(ROOT), str(Path.home()), sys.prefix, tempfile.gettempdir(), "/home", "/Users", "site-packages"):
@@ -172,7 +138,7 @@ def test_shipped_notebooks_hold_nothing_of_a_machine(shipped):
     assert "widgets" not in notebook.metadata
 
 
-def test_every_notebook_says_what_it_shows_needs_and_takes(shipped):
+def test_every_notebook_states_what_it_shows_needs_and_takes(shipped):
     _, notebook = shipped
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
@@ -180,7 +146,7 @@ def test_every_notebook_says_what_it_shows_needs_and_takes(shipped):
         assert part in first.source
 
 
-def test_clean_takes_out_what_is_of_the_machine(tmp_path):
+def test_clean_removes_what_depends_on_the_machine(tmp_path):
     cell = nbformat.v4.new_code_cell("…")
     dot = base64.b64encode((ROOT / "docs" / "edits.png").read_bytes()).decode()
     cell.outputs = [
@@ -196,7 +162,7 @@ def test_clean_takes_out_what_is_of_the_machine(tmp_path):
     assert cell.outputs[1]["data"] == {"image/png": dot}
 
 
-def test_execute_writes_a_notebook_only_when_it_ran_through(tmp_path):
+def test_execute_writes_a_notebook_only_if_all_cells_succeed(tmp_path):
     good, bad = (
         nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]) for code in ("print(6 * 7)", "1 / 0")
     )

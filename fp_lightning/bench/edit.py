@@ -58,10 +58,12 @@ def edit(rounds: int) -> list[Result]:
 
 
 @torch.no_grad()
-def _edit(name: str, editor: FramePainter, size: tuple[int, int], rounds: int) -> Result:
+def _edit(
+    name: str, editor: FramePainter, size: tuple[int, int], rounds: int, settings: Sampling | None = None
+) -> Result:
     g = torch.Generator().manual_seed(0)
     source, control = (torch.rand(1, 3, *size, generator=g).to(DEVICE) for _ in range(2))
-    batch, settings = EditBatch(source * 2 - 1, ["noise"], control=control), Sampling()
+    batch, settings = EditBatch(source * 2 - 1, ["noise"], control=control), settings or Sampling()
 
     prior = svd_prior(editor.prior)
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
-
-import gradio as gr
+from typing import Any
 
 from fp_lightning.demo.editing import error_message
+from fp_lightning.demo.page import Page
 from fp_lightning.demo.view import Updates, View
 
-if TYPE_CHECKING:
-    from fp_lightning.demo.page import Page
 
-
-def connect_events(page: Page, blocks: gr.Blocks) -> None:
-    """Connect the events of the page's components, in the open `blocks`."""
+def connect_events(page: Page) -> None:
+    """Connect the events of the page's components to its handlers."""
     ui = page.ui
     shown = [
         ui.compare, ui.tree, ui.image_file, ui.edit_file, ui.matches, ui.continue_edit, ui.restore, ui.find_matches,
@@ -29,18 +25,19 @@ def connect_events(page: Page, blocks: gr.Blocks) -> None:
     def on(event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
         event(_guarded(handler, page.view), inputs, outputs, api_name=f"page_{handler.__name__}", **options)
 
-    on(blocks.load, page.load, [ui.token], everything)
-    on(ui.upload.upload, page.open_file, [ui.token, ui.upload], everything)
-    on(ui.canvas.drop, page.open_dropped_file, [ui.token], everything)
-    on(ui.examples.select, page.open_example, [ui.token, ui.examples], everything)
-    on(ui.edit.click, page.edit, [ui.token, ui.canvas, *ui.controls], everything)
-    on(ui.cancel.click, page.cancel, [ui.token], shown)
-    on(ui.results.select, page.show_candidate, [ui.token, ui.results], shown)
-    on(ui.tree.select, page.show_node, [ui.token, ui.tree], shown)
-    on(ui.continue_edit.click, page.continue_edit, [ui.token], everything)
-    on(ui.restore.click, page.restore_drawing, [ui.token], everything)
-    on(ui.new_seed.click, page.new_seed, [], [ui.seed, ui.status])
-    on(ui.find_matches.click, page.find_matches, [ui.token], [ui.matches, ui.status])
+    with page.blocks:
+        on(page.blocks.load, page.load, [ui.token], everything)
+        on(ui.upload.upload, page.open_file, [ui.token, ui.upload], everything)
+        on(ui.canvas.drop, page.open_dropped_file, [ui.token], everything)
+        on(ui.examples.select, page.open_example, [ui.token, ui.examples], everything)
+        on(ui.edit.click, page.edit, [ui.token, ui.canvas, *ui.controls], everything)
+        on(ui.cancel.click, page.cancel, [ui.token], shown)
+        on(ui.results.select, page.show_candidate, [ui.token, ui.results], shown)
+        on(ui.tree.select, page.show_node, [ui.token, ui.tree], shown)
+        on(ui.continue_edit.click, page.continue_edit, [ui.token], everything)
+        on(ui.restore.click, page.restore_drawing, [ui.token], everything)
+        on(ui.new_seed.click, page.new_seed, [], [ui.seed, ui.status])
+        on(ui.find_matches.click, page.find_matches, [ui.token], [ui.matches, ui.status])
 
 
 def _guarded(handler: Callable[..., Any], view: View) -> Callable[..., Any]:

@@ -14,7 +14,6 @@ from fp_lightning.demo.canvas_state import canvas_state
 from fp_lightning.demo.controls import Controls
 from fp_lightning.demo.drawing import signals_of
 from fp_lightning.demo.editing import EditService, Progress, error_message
-from fp_lightning.demo.events import connect_events
 from fp_lightning.demo.examples import Example, examples
 from fp_lightning.demo.layout import Layout, example_pictures
 from fp_lightning.demo.queue import EditQueue
@@ -30,6 +29,8 @@ from fp_lightning.media.images import drags
 
 class Page:
     """The page: its layout `ui`, and a handler for each event. Handlers return updates by component.
+
+    `connect_events` connects them.
 
     Args:
         service: runs the edits.
@@ -53,7 +54,6 @@ class Page:
         with self.blocks:
             self.ui = Layout(self._segment(segmenter))
             self.view = View(self.ui)
-            connect_events(self, self.blocks)
             add_api(service, queue, uploads)
 
     # ---- opening -----------------------------------------------------------------------------------------------------

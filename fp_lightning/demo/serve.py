@@ -72,6 +72,7 @@ def served(
         raise InputError("the demo needs gradio; pip install 'fp-lightning[demo]'") from error
     from fp_lightning.demo.components import script_routes
     from fp_lightning.demo.editing import EditService
+    from fp_lightning.demo.events import connect_events
     from fp_lightning.demo.page import Page
     from fp_lightning.demo.queue import EditQueue
     from fp_lightning.demo.segmenter import Segmenter
@@ -95,6 +96,7 @@ def served(
         uploads = Uploads(cache, int(max_megabytes * 1e6), int(max_megapixels * 1e6))
         sessions = Sessions(folder / "sessions", keep_hours)
         page = Page(EditService(pipe, str(model)), edit_queue, sessions, uploads, finder)
+        connect_events(page)
         page.blocks.queue(max_size=1000)
         try:
             _, url, _ = page.blocks.launch(

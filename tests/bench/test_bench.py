@@ -1,4 +1,4 @@
-"""Benchmarks: fair turns, agreed form, and the figures that the pair builder is held to."""
+"""Benchmarks: alternating rounds, the JSON format, and the accuracy that the pair builder must keep."""
 
 import json
 
@@ -14,6 +14,7 @@ from fp_lightning.bench.networks import filled
 from fp_lightning.bench.pairs import _stages, correspondence
 from fp_lightning.bench.run import BENCHMARKS, bench
 from fp_lightning.errors import InputError
+from fp_lightning.inference.sampler import Sampling
 from fp_lightning.model.control import ControlEncoder
 from fp_lightning.pairs.settings import PairSettings
 from fp_lightning.scenes.clips import write_clips
@@ -25,7 +26,7 @@ KEYS = [
 ]
 
 
-def test_both_sides_run_equally_often_and_in_turn():
+def test_both_implementations_run_equally_often_and_alternate():
     calls = []
     result = compare("x", lambda: calls.append("ours"), lambda: calls.append("reference"), rounds=4, size=3)
     assert sorted(calls[i : i + 2] for i in range(0, 8, 2)) == [["ours", "reference"]] * 2 + [["reference", "ours"]] * 2
@@ -37,7 +38,7 @@ def test_ratio_is_reference_over_ours():
     assert compare("x", lambda: None, lambda: sum(range(200_000)), rounds=3).ratio > 10
 
 
-def test_json_has_the_agreed_form(tmp_path, monkeypatch):
+def test_json_has_the_documented_keys(tmp_path, monkeypatch):
     monkeypatch.setitem(
         BENCHMARKS, "nothing", lambda rounds: [Result("nothing", ours=1.0, settings={"a": {"b": rounds}})]
     )
@@ -52,7 +53,7 @@ def test_unknown_benchmarks_are_named():
         bench(["pairs", "speed"])
 
 
-def test_motion_found_on_scenes_is_right():
+def test_estimated_motion_of_scenes_is_accurate():
     (result,) = correspondence(rounds=1, size=(160, 256), scenes=4)
     chained, jump = result.settings["chained"], result.settings["jump"]
     assert chained["track_error_median"] <= 1
@@ -71,10 +72,12 @@ def test_stages_account_for_the_time(tmp_path):
     assert -0.01 <= shares["other"] < 0.4
 
 
-def test_counts_are_of_the_work_alone():
+def test_only_the_work_is_counted():
     x = torch.randn(100, 50)
     assert flops(lambda: x @ x.T) == 2 * 100 * 50 * 100
-    assert peak_bytes(lambda: ((x @ x.T) * 2).sum()) == pytest.approx(2 * 4 * 100 * 100, abs=100)  # both, and the sum
+    assert peak_bytes(lambda: ((x @ x.T) * 2).sum()) == pytest.approx(
+        2 * 4 * 100 * 100, abs=100
+    )  # both matrices; the sum is negligible
 
 
 def test_attention_is_counted_on_every_device():
@@ -83,7 +86,7 @@ def test_attention_is_counted_on_every_device():
     assert flops(lambda: attention(q, k, k)) == 2 * 2 * 2 * 100 * 200 * 16
 
 
-def test_the_dense_loss_is_what_ours_is_held_against(monkeypatch):
+def test_the_matching_loss_equals_the_dense_reference(monkeypatch):
     for name, value in {"TOKENS": 64, "HEADS": 2, "WIDTH": 16}.items():
         monkeypatch.setattr(matching_module, name, value)
     results = {result.name: result for result in matching_module.matching(1)}
@@ -93,14 +96,14 @@ def test_the_dense_loss_is_what_ours_is_held_against(monkeypatch):
         assert results[f"matching/{form}/attention alone"].flops_reference > 0
 
 
-def test_shortcuts_and_sampling_give_the_plain_edit_by_fewer_operations():
+def test_the_edit_equals_the_reference_with_fewer_operations():
     editor = make_editor()
-    result = edit_module._edit("edit", editor, (32, 32), 1)
+    result = edit_module._edit("edit", editor, (32, 32), 1, Sampling(6))
     assert result.error < 1e-4
     assert result.flops_ours < 0.95 * result.flops_reference
 
 
-def test_the_full_network_has_its_parameters_and_runs_none_of_them_zero():
+def test_filled_networks_have_no_zero_parameter():
     with torch.device("meta"):
         network = ControlEncoder(widths=(8, 16, 16), out_channels=32)
     assert all(p.abs().max() > 0 and p.isfinite().all() for p in filled(network).parameters())

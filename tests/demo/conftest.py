@@ -1,4 +1,8 @@
-"""What the tests of the editor share: one server, one browser, one browser context per viewport."""
+"""What the tests of the editor share: one server, one browser, one browser context per viewport.
+
+The scope is the package, not the session: while the browser is open, Playwright's event loop runs in the main thread,
+where other tests may need one of their own.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,13 @@ from fp_lightning.demo.serve import served
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server():
     with served(port=0, queue=6, per_user=1) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser():
     if CHROMIUM is None:
         pytest.skip("no Chromium; `make chromium` installs Debian's")
@@ -33,7 +37,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def contexts(browser):
     """A browser context by viewport. Each keeps its cache of the page's scripts; `User.leave` clears its storage."""
     return {size: new_context(browser, size) for size in (DESKTOP, PHONE)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -92,6 +93,7 @@ def test_watchers_see_the_place_and_the_updates():
             gate.set()
         return first, seen
 
-    _, seen = asyncio.run(watch())
+    with ThreadPoolExecutor(1) as pool:  # the main thread may run the browser's event loop
+        _, seen = pool.submit(lambda: asyncio.run(watch())).result()
     assert seen[0] == 1 and seen[-2:] == ["step 0", "step 1"]
     queue.close()

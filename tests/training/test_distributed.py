@@ -1,10 +1,11 @@
-"""Two processes are as good as one: the same losses, metrics and weights at the same global batch."""
+"""Two processes equal one: the same losses, metrics and weights at the same global batch size."""
 
 import csv
 import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from commandline import Command
 
 STEPS = 8
 RUN = [
@@ -27,7 +29,7 @@ TWO += ['--trainer.strategy.dict_kwargs={"gradient_as_bucket_view": true}']  # a
 
 
 class FrozenWeights(L.Callback):
-    """Leaves a hash of all that does not train in the run's folder, one of each process."""
+    """Writes a hash of all frozen weights to the run's folder, a file per process."""
 
     def on_fit_end(self, trainer, pl_module) -> None:
         digest = hashlib.sha256()
@@ -37,46 +39,63 @@ class FrozenWeights(L.Callback):
         Path(trainer.default_root_dir, f"frozen-{trainer.global_rank}").write_text(digest.hexdigest())
 
 
-def start(out: Path, *options: str, command: str = "fit") -> subprocess.Popen:
-    words = [sys.executable, "-m", "fp_lightning", command, *RUN, f"--trainer.default_root_dir={out}", *options]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+def run_one(out: Path, *options: str, command: str = "fit") -> None:
+    words = [command, *RUN, f"--trainer.default_root_dir={out}", *ONE, *options]
+    Command(words, errors=out / "errors.log").finish()
+
+
+def run_two(out: Path, *options: str, command: str = "fit") -> None:
+    """Start both processes as a cluster's launcher does, with their ranks in the environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        cluster = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    words = [command, *RUN, f"--trainer.default_root_dir={out}", *TWO, *options]
+    ranks = [
+        Command(words, errors=out / f"errors-{rank}.log", environment=cluster | {"LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.finish()
+
+
+def launch_two(out: Path, *options: str) -> subprocess.Popen:
+    """Start one process, from which Lightning launches the other."""
+    words = [sys.executable, "-m", "fp_lightning", "fit", *RUN, f"--trainer.default_root_dir={out}", *TWO, *options]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    }
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def finish(process: subprocess.Popen) -> None:
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("one")
-    finish(start(out, *ONE))
+    run_one(out)
     return out
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("two")
-    finish(start(out, *TWO))
+    run_two(out)
     return out
 
 
 def logged(out: Path) -> dict[tuple[str, str], float]:
-    """(name, step) → value; what was logged twice counts as the last time."""
+    """Return logged values by (name, step); the last one counts if a step was repeated."""
     with (out / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     values = {(name, row["step"]): row[name] for row in rows for name in row if "/" in name and row[name]}
     return {key: float(value) for key, value in values.items() if "per_second" not in key[0]}
 
 
-def assert_same_run(found: Path, wanted: Path) -> None:
-    """But for sums in another order."""
-    values, expected = logged(found), logged(wanted)
+def assert_same_run(found: Path, reference: Path) -> None:
+    """Assert equal logs, steps and weights, up to the order of summation."""
+    values, expected = logged(found), logged(reference)
     losses = [key for key in expected if key[0].startswith("train/")]
     assert [values[key] for key in losses] == pytest.approx([expected[key] for key in losses], rel=1e-5)
     assert values == pytest.approx(expected, rel=1e-4)
-    checkpoints = [torch.load(out / "checkpoints" / "last.ckpt", weights_only=True) for out in (found, wanted)]
+    checkpoints = [torch.load(out / "checkpoints" / "last.ckpt", weights_only=True) for out in (found, reference)]
     assert [checkpoint["global_step"] for checkpoint in checkpoints] == [STEPS, STEPS]
     for weights in (lambda c: c["state_dict"], lambda c: c["callbacks"]["TrainableEMA"]["average"]):
         torch.testing.assert_close(*map(weights, checkpoints), rtol=1e-4, atol=1e-5)
@@ -93,15 +112,15 @@ def test_frozen_weights_are_the_same_everywhere(one, two):
 
 def test_two_processes_evaluate_as_one(one, tmp_path):
     metrics = []
-    for out, options in ((tmp_path / "one", ONE), (tmp_path / "two", TWO)):
-        finish(start(out, *options, f"--ckpt_path={one}/checkpoints/last.ckpt", command="validate"))
+    for out, run in ((tmp_path / "one", run_one), (tmp_path / "two", run_two)):
+        run(out, f"--ckpt_path={one}/checkpoints/last.ckpt", command="validate")
         metrics.append(json.loads((out / "metrics.json").read_text()))
     numbers = [{name: value for name, value in m.items() if isinstance(value, (int, float))} for m in metrics]
     assert numbers[0]["n"] == 6 and numbers[1] == pytest.approx(numbers[0], rel=1e-5)
 
 
 def test_sigterm_stops_all_processes_at_one_step_and_one_alone_goes_on(one, tmp_path):
-    process = start(tmp_path, *TWO)
+    process = launch_two(tmp_path)
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.02)
@@ -109,5 +128,5 @@ def test_sigterm_stops_all_processes_at_one_step_and_one_alone_goes_on(one, tmp_
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143 and "go on with --ckpt_path" in errors
     assert 2 <= torch.load(checkpoint, weights_only=True)["global_step"] < STEPS
-    finish(start(tmp_path, *ONE, f"--ckpt_path={checkpoint}"))
+    run_one(tmp_path, f"--ckpt_path={checkpoint}")
     assert_same_run(tmp_path, one)

@@ -1,15 +1,14 @@
-"""Runs that are stopped from outside: what is left of them, and that they go on as if nothing had happened."""
+"""Runs that a signal stops: what they leave, and that a resumed run equals an uninterrupted one."""
 
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from commandline import Command
 from conftest import make_editor
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -29,16 +28,14 @@ RUN = [
 ]
 
 
-def start(out: Path, *options: str, environment: dict[str, str] | None = None) -> subprocess.Popen:
-    command = [sys.executable, "-m", "fp_lightning", *RUN, f"--trainer.default_root_dir={out}", *options]
-    environment = os.environ | (environment or {})
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+def start(out: Path, *options: str, environment: dict[str, str] | None = None) -> Command:
+    words = [*RUN, f"--trainer.default_root_dir={out}", *options]
+    return Command(words, errors=out / "errors.log", environment=environment)
 
 
-def finish(process: subprocess.Popen) -> str:
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return errors
+def wait_for_checkpoint(command: Command, out: Path) -> None:
+    while not (out / "checkpoints" / "last.ckpt").exists() and command.poll() is None:
+        time.sleep(0.02)
 
 
 def last(out: Path) -> dict:
@@ -46,7 +43,7 @@ def last(out: Path) -> dict:
 
 
 def losses(out: Path) -> dict[str, str]:
-    """By step, as they were logged; a step that was made twice counts as it was made last."""
+    """Logged losses by step; the last one counts if a step was repeated."""
     with (out / "metrics.csv").open() as file:
         return {row["step"]: row["train/total"] for row in csv.DictReader(file) if row["train/total"]}
 
@@ -54,7 +51,7 @@ def losses(out: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> dict:
     out = tmp_path_factory.mktemp("whole")
-    finish(start(out))
+    start(out).finish()
     return last(out) | {"folder": out}
 
 
@@ -69,21 +66,19 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_run_goes_on_to_the_same_end(uninterrupted, tmp_path, how):
-    process = start(tmp_path)
-    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    while not checkpoint.exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(how)
-    _, errors = process.communicate(timeout=120)
+def test_a_stopped_run_resumes_to_the_same_end(uninterrupted, tmp_path, how):
+    command = start(tmp_path)
+    wait_for_checkpoint(command, tmp_path)
+    command.send_signal(how)
+    status = command.wait(120)
     if how == signal.SIGTERM:
-        assert process.returncode == 143 and "go on with --ckpt_path" in errors
+        assert status == 143 and "go on with --ckpt_path" in command.errors.read_text()
     else:
-        assert process.returncode == -signal.SIGKILL
+        assert status == -signal.SIGKILL
     reached = last(tmp_path)["global_step"]
     assert 4 <= reached < STEPS
     assert not list((tmp_path / "checkpoints").glob("*.partial"))
-    finish(start(tmp_path, f"--ckpt_path={checkpoint}"))
+    start(tmp_path, f"--ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}").finish()
     end = last(tmp_path)
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         assert same(end[part], uninterrupted[part]), part
@@ -92,29 +87,28 @@ def test_a_stopped_run_goes_on_to_the_same_end(uninterrupted, tmp_path, how):
     assert same(*averages)
 
 
-def test_a_slurm_job_queues_itself_again_and_goes_on(uninterrupted, tmp_path):
+def test_a_slurm_job_requeues_itself_and_resumes(uninterrupted, tmp_path):
     queue = tmp_path / "bin" / "scontrol"
     queue.parent.mkdir()
     queue.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/queued\nkill -9 $PPID\n')  # SLURM ends the job at once
     queue.chmod(0o755)
     job = {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "edit", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
     job |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PATH": f"{queue.parent}:{os.environ['PATH']}"}
-    process = start(tmp_path, environment=job)
-    while not (tmp_path / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=120) == -signal.SIGKILL
+    command = start(tmp_path, environment=job)
+    wait_for_checkpoint(command, tmp_path)
+    command.send_signal(signal.SIGUSR1)
+    assert command.wait(120) == -signal.SIGKILL
     assert (tmp_path / "queued").read_text() == "requeue 17\n"
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["hpc_ckpt_1.ckpt"]
-    finish(start(tmp_path, environment=job))
+    start(tmp_path, environment=job).finish()
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         assert same(last(tmp_path)[part], uninterrupted[part]), part
-    logged, wanted = losses(tmp_path), losses(uninterrupted["folder"])
-    assert logged.items() <= wanted.items() and len(logged) >= STEPS - 1  # the step of the signal may not be logged
+    logged, expected = losses(tmp_path), losses(uninterrupted["folder"])
+    assert logged.items() <= expected.items() and len(logged) >= STEPS - 1  # the step of the signal may not be logged
 
 
 class Interrupted(Callback):
-    """A signal to itself, in the middle of training (a batch), or of the validation after a step (its batch)."""
+    """Sends a signal to its own process at a training batch, or at a batch of the validation after a step."""
 
     def __init__(self, number: int, batch: int, validation: tuple[int, int] | None = None) -> None:
         self.number, self.batch, self.validation = number, batch, validation
@@ -129,7 +123,7 @@ class Interrupted(Callback):
 
 
 def fit(folder: Path, logged: list, signal: Interrupted, micro_batches: int = 1, ckpt_path: Path | None = None) -> dict:
-    """8 steps, three batches an epoch, a validation of two batches after every second step; logs into `logged`."""
+    """Fit for 8 steps, 3 per epoch, with a validation of 2 batches every 2 steps; append metrics to `logged`."""
 
     class Log(DummyLogger):
         def log_metrics(self, metrics, step=None):
@@ -154,7 +148,7 @@ NEVER = Interrupted(signal.SIGTERM, -1)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The run that nothing stops, by micro-batches: what it logs, and its last checkpoint."""
+    """Metrics and last checkpoint of uninterrupted runs, by number of micro-batches."""
 
     def made(micro_batches: int) -> tuple[list, dict]:
         if micro_batches not in runs:
@@ -176,13 +170,13 @@ def whole(tmp_path_factory):
     ],
 )
 def test_sigterm_leaves_a_checkpoint_of_that_step(whole, tmp_path, micro_batches, batch, validation, reached):
-    wanted, checkpoint = whole(micro_batches)
+    expected, checkpoint = whole(micro_batches)
     logged: list = []
     with pytest.raises(SIGTERMException):
         fit(tmp_path, logged, Interrupted(signal.SIGTERM, batch, validation), micro_batches)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == reached
     found = fit(tmp_path, logged, NEVER, micro_batches, tmp_path / "last.ckpt")
-    assert logged == wanted
+    assert logged == expected
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         assert same(found[part], checkpoint[part]), part
     assert same(found["callbacks"]["TrainableEMA"], checkpoint["callbacks"]["TrainableEMA"])

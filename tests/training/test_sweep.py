@@ -1,4 +1,4 @@
-"""Sweeps: what is run, what is left out, and what the table says of it."""
+"""Sweeps: which commands run, which are skipped, and the table of their metrics."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from commandline import run_forked
 
 from fp_lightning.cli.main import main
 from fp_lightning.errors import InputError
@@ -17,7 +18,7 @@ from fp_lightning.scenes.procedural import write_scene_pairs
 from fp_lightning.training.recipe_files import RECIPES
 from fp_lightning.training.sweep import Run, as_csv, collect, found, markdown, plan, summarise, sweep
 
-# --- the plan
+# --- planning
 
 
 def test_a_run_is_the_stacked_recipes_its_arm_the_options_and_its_seed(tmp_path):
@@ -33,7 +34,7 @@ def test_a_run_is_the_stacked_recipes_its_arm_the_options_and_its_seed(tmp_path)
     ]
 
 
-def test_the_base_has_no_recipe_of_its_own(tmp_path):
+def test_the_base_adds_no_recipe(tmp_path):
     (run,) = plan(["base"], [0], tmp_path, ["tiny"])
     assert run.arm == "base" and run.words.count("--config") == 1
 
@@ -77,7 +78,7 @@ def test_an_unknown_recipe_is_named(tmp_path, arms, base):
 
 
 def run_in(folder: Path, *words: str, arm: str = "base", seed: int = 0, metrics: dict | None = None) -> Run:
-    """A run, and what it would have left."""
+    """A run, with the files that it leaves if it has metrics."""
     if metrics is not None:
         folder.mkdir(parents=True)
         (folder / "sweep.json").write_text(json.dumps(words))
@@ -169,7 +170,7 @@ def test_a_metric_that_no_run_has_is_an_error():
         summarise(ROWS, "lpips")
 
 
-def test_the_markdown_table_marks_what_is_clear():
+def test_the_markdown_table_marks_differences_whose_interval_excludes_zero():
     half = f"{T_2 * 0.1 / sqrt(3):.3f}"
     assert markdown(ROWS, ["psnr"]).splitlines() == [
         "| arm | seeds | psnr | − base |",
@@ -190,7 +191,10 @@ def test_an_arm_without_the_metric_has_dashes():
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A sweep of the base and of an arm that cannot run, once: its runs, and what it complained of."""
+    """A sweep of the base and of an arm that cannot run: its runs and its error.
+
+    The arm that cannot run is a new interpreter, as in use; the commands of the other are forked.
+    """
     folder = tmp_path_factory.mktemp("sweep")
     write_scene_pairs(folder / "pairs", 8, (32, 32), workers=1)
     recipe = {
@@ -207,8 +211,15 @@ def swept(tmp_path_factory):
     (folder / "broken.yaml").write_text("model: {init_args: {editor: {init_args: {atention: matching}}}}")
     base = ["tiny", str(folder / "minute.yaml")]
     runs = plan([str(folder / "broken.yaml"), "base"], [0], folder / "runs", base, ["--data.limit_pairs=2"])
-    with pytest.raises(InputError) as error:
-        sweep(runs)
+
+    def run(command, **options):
+        runner = subprocess.run if str(folder / "broken.yaml") in command else run_forked
+        return runner(command, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fp_lightning.training.sweep.subprocess", SimpleNamespace(run=run))
+        with pytest.raises(InputError) as error:
+            sweep(runs)
     return SimpleNamespace(broken=runs[0], base=runs[1], complaint=str(error.value), table=folder / "runs/results.csv")
 
 
@@ -242,7 +253,7 @@ def test_what_is_finished_is_not_run_again(swept, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_interrupted_run_goes_on_from_its_checkpoint(swept, monkeypatch):
+def test_an_interrupted_run_resumes_from_its_checkpoint(swept, monkeypatch):
     commands = []
 
     def in_process(command, **options):
@@ -260,10 +271,10 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(swept, monkeypatch):
 
 
 def test_jobs_share_the_cores(tmp_path, monkeypatch):
-    given = []
+    threads = []
 
     def pretend(command, env, **options):
-        given.append(env["OMP_NUM_THREADS"])
+        threads.append(env["OMP_NUM_THREADS"])
         folder = Path(command[-1] if command[3] == "fit" else command[-3])
         (folder / "metrics.json").write_text('{"psnr": 1}')
         return SimpleNamespace(returncode=0)
@@ -272,7 +283,7 @@ def test_jobs_share_the_cores(tmp_path, monkeypatch):
     monkeypatch.setattr("fp_lightning.training.sweep.os.sched_getaffinity", lambda _: set(range(6)))
     rows = sweep(plan(["base"], [0, 1], tmp_path, ["tiny"]), jobs=2)
     assert [row["seed"] for row in rows] == [0, 1]
-    assert set(given) == {"3"}
+    assert set(threads) == {"3"}
 
 
 RAY = """
@@ -290,8 +301,8 @@ class Quick(Run):
         (self.folder / "sweep.json").write_text("[]")
         self.metrics.write_text(json.dumps({"psnr": 20.0 + self.seed}))
 
-wanted = ("bad", 0), ("good", 0), ("good", 1)
-runs = [Quick(arm, seed, Path(sys.argv[1]) / arm / f"seed-{seed}", ()) for arm, seed in wanted]
+arms = ("bad", 0), ("good", 0), ("good", 1)
+runs = [Quick(arm, seed, Path(sys.argv[1]) / arm / f"seed-{seed}", ()) for arm, seed in arms]
 ray.init(num_cpus=1, include_dashboard=False)
 try:
     sweep(runs, 1, "ray")
@@ -300,7 +311,7 @@ except InputError as error:
 """
 
 
-def test_ray_runs_them_all_and_tells_what_failed(tmp_path):
+def test_ray_runs_them_all_and_reports_failures(tmp_path):
     pytest.importorskip("ray.tune", reason="Ray Tune is not installed: pip install 'fp-lightning[ray]'")
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "HOME": str(tmp_path / "home")}

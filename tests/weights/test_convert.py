@@ -3,13 +3,12 @@
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commandline import Command
 from conftest import make_editor
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -29,7 +28,7 @@ UNET, CONTROL = RELEASED["unet"], RELEASED["control_encoder"]
 @pytest.fixture(scope="module")
 def released_files(tmp_path_factory) -> Path:
     """Released names and keys, half precision, over the tiny networks."""
-    folder, editor = tmp_path_factory.mktemp("released"), make_editor(match_queries="both").half()
+    folder, editor = tmp_path_factory.mktemp("released"), make_editor(match_queries="both", tiny=True).half()
     unet = {k.replace(".attn1.processor.", ".sparse_attention."): v for k, v in editor.prior.unet.state_dict().items()}
     save_file({k: v.contiguous() for k, v in unet.items()}, folder / UNET, {"format": "pt"})
     save_file(editor.control_encoder.state_dict(), folder / CONTROL, {"format": "pt"})
@@ -104,10 +103,10 @@ def run(tmp_path_factory) -> Path:
     small = ["--data.class_path=datamodules.SceneDataModule", "--data.train_samples=4", "--data.val_samples=2"]
     steps = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--data.batch_size=2", "--model.warmup=0"]
     last = ["--ckpt_path", str(out / "checkpoints" / "last.ckpt"), "--data.inputs", str(inputs)]
-    command = [sys.executable, "-m", "fp_lightning"]
-    subprocess.run([*command, "fit", "--config", "tiny", *small, *root, *steps], check=True, capture_output=True)
+    fit = ["fit", "--config", "tiny", *small, *root, *steps]
     predict = ["predict", "--config", "tiny", "--config", "signals/sketch", *root, *last]
-    subprocess.run([*command, *predict], check=True, capture_output=True)
+    for words in (fit, predict):
+        Command(words, errors=out / "errors.log").finish()
     return out
 
 

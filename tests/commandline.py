@@ -1,0 +1,90 @@
+"""`fp-lightning` in separate processes that are forked from one with all imports done.
+
+The commands, their signals and exit statuses are those of new interpreters, but importing, which would take most of
+the time of such tests, happens once per test process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(["fp_lightning.cli.trainer", "fp_lightning.training.module", "datamodules", "callbacks"])
+
+
+class Command:
+    """A running `fp-lightning WORDS`.
+
+    Args:
+        words: command and options.
+        errors: file for stderr.
+        output: file for stdout; None discards it.
+        environment: variables that are set on top of this process's.
+    """
+
+    def __init__(
+        self,
+        words: list[str],
+        errors: Path,
+        output: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.errors = Path(errors)
+        self.errors.parent.mkdir(parents=True, exist_ok=True)
+        self.errors.touch()
+        arguments = [*map(str, words)], str(errors), str(output or os.devnull), os.environ | (environment or {})
+        self._process = CONTEXT.Process(target=_run, args=arguments)
+        self._process.start()
+
+    def poll(self) -> int | None:
+        """Return the exit status, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        os.kill(self._process.pid, number)
+
+    def wait(self, timeout: float = 300) -> int:
+        """Return the exit status; a command that takes more than `timeout` seconds is killed and fails the test."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            raise TimeoutError(f"still running after {timeout} s:\n{self.errors.read_text()}")
+        return self._process.exitcode
+
+    def finish(self) -> str:
+        """Wait for its success; return stderr."""
+        status = self.wait()
+        assert status == 0, self.errors.read_text()
+        return self.errors.read_text()
+
+
+def _run(words: list[str], errors: str, output: str, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for path, descriptor in ((output, 1), (errors, 2)):
+        with open(path, "a") as file:
+            os.dup2(file.fileno(), descriptor)
+    sys.argv = ["fp-lightning", *words]
+    from fp_lightning.cli.main import main
+
+    sys.exit(main())
+
+
+def run_forked(command: list[str], stdout, stderr, env: dict[str, str]) -> SimpleNamespace:
+    """Run a command of a sweep, in place of `subprocess.run`."""
+    assert command[:3] == [sys.executable, "-m", "fp_lightning"] and stdout is stderr
+    log = Path(stdout.name)
+    return SimpleNamespace(returncode=Command(command[3:], log, log, env).wait(1200))
+
+
+def fork_sweeps() -> None:
+    """Fork the commands of all sweeps of this process."""
+    import fp_lightning.training.sweep
+
+    fp_lightning.training.sweep.subprocess = SimpleNamespace(run=run_forked)
