@@ -16,8 +16,14 @@ def written_beside(path: Path) -> Iterator[Path]:
 
     A reader never sees a half-written file. Missing folders are created. After an error, the temporary file is
     deleted and `path` is unchanged.
+
+    Raises:
+        InputError: a folder of `path` cannot be created.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place") from error
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from fp_lightning.cli.parsing import make_parser
 from fp_lightning.errors import InputError
+from fp_lightning.files import write_atomic
 from fp_lightning.training.recipe_files import resolve_recipes
 
 
 def plan(arguments: list[str]) -> None:
     """Print what a recipe will take."""
     from fp_lightning.cli.trainer import configuration
-    from fp_lightning.training.plan import GPUS, report, setting_of
+    from fp_lightning.training.gpus import GPUS
+    from fp_lightning.training.plan import make_plan, report, setting_of
 
     parser = make_parser("plan", "Predict memory per GPU and time of `fit` with these recipes and options.")
-    parser.usage = "fp-lightning plan --config RECIPE ... [options of fit] [--gpu NAME] [--utilisation SHARE]"
+    parser.usage = (
+        "fp-lightning plan --config RECIPE ... [options of fit] [--gpu NAME] [--utilisation SHARE] [--json FILE]"
+    )
     parser.add_argument("--gpu", default="a100-80", metavar="NAME", help=", ".join(GPUS))
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the GPU's peak FLOPS, up to 1")
-    own, words = parser.parse_known_args(arguments)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan as numbers")
+    options, words = parser.parse_known_args(arguments)
     setting, steps = setting_of(configuration(resolve_recipes(words)))
-    print("\n".join(report(setting, steps, own.gpu, own.utilisation)))
+    plan = make_plan(setting, steps, options.gpu, options.utilisation)
+    if options.json:
+        write_atomic(options.json, (json.dumps(plan.to_json(), indent=2) + "\n").encode())
+    print("\n".join(report(plan)))
 
 
 def sweep(arguments: list[str]) -> None:

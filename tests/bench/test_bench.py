@@ -75,9 +75,8 @@ def test_stages_account_for_the_time(tmp_path):
 def test_only_the_work_is_counted():
     x = torch.randn(100, 50)
     assert flops(lambda: x @ x.T) == 2 * 100 * 50 * 100
-    assert peak_bytes(lambda: ((x @ x.T) * 2).sum()) == pytest.approx(
-        2 * 4 * 100 * 100, abs=100
-    )  # both matrices; the sum is negligible
+    both_matrices = 2 * 4 * 100 * 100  # bytes; the sum is negligible
+    assert peak_bytes(lambda: ((x @ x.T) * 2).sum()) == pytest.approx(both_matrices, abs=100)
 
 
 def test_attention_is_counted_on_every_device():

@@ -1,5 +1,6 @@
 """What is foretold of a recipe, beside what is measured, and what is said of it."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,9 @@ from fp_lightning.cli.main import main
 from fp_lightning.cli.trainer import configuration
 from fp_lightning.errors import InputError
 from fp_lightning.model.svd.load import SVD
-from fp_lightning.training.plan import GIB, Setting, cheaper, fits, footprint, setting_of
+from fp_lightning.training.footprint import Setting, footprint
+from fp_lightning.training.gpus import GIB, fits
+from fp_lightning.training.plan import PARTS, Plan, cheaper, setting_of
 from fp_lightning.training.recipe_files import RECIPES, resolve_recipes
 
 PAPER = Setting(SVD, (576, 1024), 2, "bf16-mixed", gradient_checkpointing=True, strategy="ddp_views", processes=2)
@@ -97,6 +100,36 @@ def test_a_recipe_is_planned_with_the_options_of_fit(said):
     assert status == 0
     assert "tiny, 64 × 64 px, 1 × rtx-3090 (24 GiB), auto, 32-true, 4 samples × 1 a process" in out
     assert "average of the weights" in out and "It fits" in out and "for 1,500 steps" in out
+
+
+def test_the_json_file_has_the_printed_numbers(said, tmp_path):
+    file = tmp_path / "plan.json"
+    words = ["--config", "tiny", "--config", "signals/sketch", "--gpu", "rtx-3090", "--json", str(file)]
+    status, out, _ = said(*words)
+    plan = json.loads(file.read_text())
+    assert status == 0 and [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    assert plan["peak_bytes"] == sum(plan["bytes"].values())
+    for name, label in PARTS.items():
+        printed = [line.rsplit(None, 1)[1] for line in out.splitlines() if line.strip().startswith(label + " ")]
+        assert printed == ([f"{plan['bytes'][name] / GIB:.2f}"] if plan["bytes"][name] else [])
+    assert plan["fits"] is True and plan["remedies"] == []
+    assert f"{plan['seconds_per_step']:.2g} s at" in out and f"{plan['hours']:.2g} h for {plan['steps']:,} steps" in out
+    assert plan["setting"]["size"] == [64, 64] and plan["gpu_memory_gib"] == 24
+
+
+def test_remedies_are_in_the_json_file():
+    setting = Setting("tiny", (64, 64), 8)
+    cost = footprint(setting)
+    plan = Plan(setting, cost, "rtx-3090", 0.5, -1, [("--config cached", cost.peak // 2)])
+    assert plan.to_json()["remedies"] == [{"options": "--config cached", "peak_bytes": cost.peak // 2, "fits": True}]
+    assert plan.to_json()["hours"] is None
+
+
+def test_a_plan_that_cannot_be_written_is_one_line(said, tmp_path):
+    (tmp_path / "file").touch()
+    words = ["--config", "tiny", "--config", "signals/sketch", "--json", str(tmp_path / "file" / "plan.json")]
+    status, _, err = said(*words)
+    assert status == 1 and err.count("\n") == 1 and "plan.json" in err
 
 
 @pytest.mark.parametrize(
