@@ -97,6 +97,7 @@ def _rows(
     scale, n, m, heads, width: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
     squared: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
+    """Compute the loss, log-sum-exp and mean slope of one block of visible rows of one (sample, head) pair."""
     block, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
     if block * rows >= tl.load(count + pair // heads):
         return
@@ -137,6 +138,7 @@ def _query_gradient(
     scale, n, m, heads, width: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
     squared: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
+    """Compute the query gradient of one block of visible rows of one (sample, head) pair."""
     block, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
     if block * rows >= tl.load(count + pair // heads):
         return
@@ -159,6 +161,7 @@ def _key_gradient(
     scale, n, m, heads, width: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
     squared: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
+    """Compute the key gradient of one block of source tokens of one (sample, head) pair."""
     block, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = block * columns + tl.arange(0, columns)
     k = _load(key, pair * m + column, column < m, width)

@@ -116,8 +116,8 @@ def write_tiny(
         part.half().save_pretrained(folder / name)
     for name in ("unet", "vae"):  # remove the local path that the part was loaded from
         config = folder / name / "config.json"
-        kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
-        config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+        settings = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+        config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     tiny_control_encoder().save_config(folder / "control_encoder")
     tiny_scheduler().save_pretrained(folder / "scheduler")
     return folder
