@@ -1,4 +1,4 @@
-"""Pasting back: what was not edited is the photo itself, what was stays, and between the two there is no step."""
+"""Pasting back: unedited pixels are the photo's, the edit is kept, and the transition is smooth."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def photo() -> torch.Tensor:
 
 
 def edited(photo: torch.Tensor) -> torch.Tensor:
-    """A bright square at rows and columns 40 to 79, over what a VAE might lose."""
+    """Add a bright square at rows and columns 40 to 79, and noise such as a VAE's error."""
     noise = 0.02 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(1))
     image = to_unit_range(photo) + noise
     image[:, 40:80, 40:80] = 0.9
@@ -27,10 +27,10 @@ def test_far_from_the_edit_the_photo_is_kept_to_the_bit_and_the_edit_stays(photo
     result = to_uint8(paste_back(photo, image, *edit_mask(image, to_unit_range(photo))))
     assert torch.equal(result[:, :20], photo[:, :20]) and torch.equal(result[:, :, 100:], photo[:, :, 100:])
     difference = (result[:, 44:76, 44:76].float() - to_uint8(image)[:, 44:76, 44:76]).abs()
-    assert difference.max() <= 8  # the shift of the whole image is taken out of the edit, too
+    assert difference.max() <= 8  # the global shift is removed from the edit too
 
 
-def test_the_mask_has_no_step(photo):
+def test_the_mask_is_smooth(photo):
     mask, _ = edit_mask(edited(photo), to_unit_range(photo))
     assert mask.min() == 0 and mask.max() > 0.999
     assert mask.diff(dim=-1).abs().max() < 0.3 and mask.diff(dim=-2).abs().max() < 0.3

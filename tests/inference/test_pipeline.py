@@ -90,7 +90,7 @@ def test_without_a_generator_edits_differ(pipe):
 
 @pytest.fixture
 def seen(pipe, monkeypatch) -> list[EditBatch]:
-    """The batches that reach the sampler, whose work is skipped."""
+    """Batches that reach the sampler; sampling itself is skipped."""
     batches: list[EditBatch] = []
 
     def sample_latents(editor, batch, settings, generators, progress):
@@ -216,11 +216,11 @@ def test_output_types_are_the_same_image(pipe):
 def test_the_step_callback_sees_every_step_and_may_change_the_latents(pipe):
     steps = []
 
-    def keep(own, step, timestep, tensors):
-        assert own is pipe
+    def keep(caller, step, timestep, tensors):
+        assert caller is pipe
         steps.append((step, float(timestep)))
 
-    def clear(own, step, timestep, tensors):
+    def clear(caller, step, timestep, tensors):
         return {"latents": torch.zeros_like(tensors["latents"])}
 
     options = {"num_inference_steps": 3, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
@@ -249,9 +249,9 @@ def test_unedited_pixels_are_kept(pipe, monkeypatch):
     monkeypatch.setattr(pipeline, "sample_latents", sample_latents)
     kept = np.array(trained(image, drawing(100, 80), keep_unedited=True).images[0])
     lost = np.array(trained(image, drawing(100, 80)).images[0])
-    own = np.array(image)
-    assert np.array_equal(kept[:15], own[:15]) and np.array_equal(kept[:, 80:], own[:, 80:])
-    assert not np.array_equal(lost[:15], own[:15])  # the VAE alone changes them
+    photo = np.array(image)
+    assert np.array_equal(kept[:15], photo[:15]) and np.array_equal(kept[:, 80:], photo[:, 80:])
+    assert not np.array_equal(lost[:15], photo[:15])  # the VAE alone changes them
     assert (kept[30:45, 38:55] > 200).all()
 
 
@@ -341,7 +341,7 @@ def change_unet(folder: Path, change) -> None:
         (lambda f: change_unet(f, lambda t: t.update(a=torch.ones(1))), "1 unexpected in unet .first: a "),
         (
             lambda f: change_unet(f, lambda t: t.update({"conv_in.bias": torch.ones(1)})),
-            r"1 misshapen in unet .first: conv_in.bias \(1,\) instead of \(64,\)",
+            r"1 misshapen in unet .first: conv_in.bias \(1,\) instead of \(32,\)",
         ),
         (
             lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x10" + bytes(9)),

@@ -1,4 +1,4 @@
-"""Guidance and batching do what they say, and nothing is computed that is not used."""
+"""Sampling: guidance, batching, settings, and no unused computation."""
 
 from dataclasses import replace
 
@@ -40,10 +40,10 @@ def test_guidance_mixes_both_halves(scale, points):
     editor, batch = make_editor(), make_batch(2, points=points)
     condition, x, sigma = condition_of(editor, batch), torch.randn(2, 2, 8, 16, 16), torch.tensor(2.0)
     with torch.no_grad():
-        given = editor.denoise(x, sigma.expand(2), condition)[0]
-        without = editor.denoise(x, sigma.expand(2), condition.unconditional())[0]
+        conditional = editor.denoise(x, sigma.expand(2), condition)[0]
+        unconditional = editor.denoise(x, sigma.expand(2), condition.unconditional())[0]
         mixed = guided(editor, condition, [scale])(x, sigma, 0)
-    torch.testing.assert_close(mixed, without + scale * (given - without), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mixed, unconditional + scale * (conditional - unconditional), rtol=1e-4, atol=1e-4)
 
 
 def test_unconditional_half_does_not_depend_on_the_control():
@@ -63,7 +63,7 @@ def test_unconditional_half_does_not_depend_on_the_points():
     x, sigma = torch.randn(1, 2, 8, 8, 8), torch.ones(1)
     conditions = [condition_of(editor, b) for b in (batch, replace(batch, points=batch.points.roll(1, -1)))]
     with torch.no_grad():
-        first, second, without, given = (
+        first, second, unconditional, conditional = (
             editor.denoise(x, sigma, condition)[0]
             for condition in (
                 *(condition.unconditional() for condition in conditions),
@@ -71,12 +71,12 @@ def test_unconditional_half_does_not_depend_on_the_points():
                 conditions[0],
             )
         )
-    assert torch.equal(first, second) and torch.equal(first, without)
-    assert not torch.equal(first, given)
+    assert torch.equal(first, second) and torch.equal(first, unconditional)
+    assert not torch.equal(first, conditional)
 
 
 def test_a_mixed_batch_draws_each_sample_as_alone():
-    """One sample with points, one with a control image, whose other field is only there to fill the batch."""
+    """One sample has points, the other a control image; the other field of each is padding."""
     editor, batch, settings = make_editor(), make_batch(2, size=32, points=3), Sampling(2, guidance_scale=2.0)
     valid = torch.tensor([[True] * 3, [False] * 3])
     mixed = replace(batch, control_valid=torch.tensor([False, True]), points_valid=valid)
@@ -96,7 +96,7 @@ def test_a_sample_is_the_same_in_any_batch():
     torch.testing.assert_close(sample(editor, one, settings, generators(6)), together[1:], rtol=1e-3, atol=1e-3)
 
 
-def test_sampling_repeats_with_its_seed_alone():
+def test_sampling_depends_on_the_seed_alone():
     editor, batch = make_editor(), make_batch(1)
     settings = Sampling(num_inference_steps=2)
     first, again, other = (sample(editor, batch, settings, generators(seed)) for seed in (1, 1, 2))
@@ -113,7 +113,7 @@ def test_control_scale_matters_without_guidance():
 
 
 def calls(monkeypatch, network) -> list[int]:
-    """The batch size of every call of a network from now on."""
+    """Record the batch size of every further call of a network."""
     seen, forward = [], network.forward
     monkeypatch.setattr(network, "forward", lambda x, *args: seen.append(len(x)) or forward(x, *args))
     return seen
@@ -149,7 +149,7 @@ def test_every_solver_draws_an_edit(solver):
         ({"guidance_interval": (5.0, 1.0)}, "guidance_interval must be two noise levels"),
     ],
 )
-def test_settings_that_mean_nothing_are_named(options, message):
+def test_invalid_settings_are_named(options, message):
     with pytest.raises(InputError, match=message):
         Sampling(**options)
 
@@ -168,7 +168,7 @@ def test_the_finest_blocks_over_fresh_deep_features_are_the_whole_network():
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_reuse_makes_deep_features_every_so_often(monkeypatch, guidance):
+def test_reuse_computes_deep_features_at_every_nth_step(monkeypatch, guidance):
     editor, batch = make_editor(), make_batch(1, size=32)
     seen = []
     editor.prior.unet.mid_block.register_forward_pre_hook(lambda *_: seen.append(1))
@@ -179,7 +179,7 @@ def test_reuse_makes_deep_features_every_so_often(monkeypatch, guidance):
 
 
 def test_reused_features_fit_when_guidance_begins_and_ends():
-    """It begins with one half kept, which is too little, and ends with two, of which one is taken."""
+    """Guidance begins with features of one half, which are too few, and ends with two halves, of which one is used."""
     editor, batch = make_editor(), make_batch(2, size=32)
     sigmas = edm.karras_sigmas(6, *editor.prior.sigma_range).tolist()
     seen = []

@@ -12,7 +12,7 @@ from fp_lightning.model.tiny import tiny_scheduler
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 @pytest.mark.parametrize("steps", [1, 2, 25])
 def test_a_known_goal_is_reached(steps, solver):
-    """A denoiser that always answers g ends at g, whatever the number of steps."""
+    """With a denoiser that always returns g, sampling ends at g for any number of steps."""
     goal, start = torch.randn(3, 4), torch.randn(3, 4) * 700
     end = solver(lambda x, sigma, step: goal, start, edm.karras_sigmas(steps))
     torch.testing.assert_close(end, goal, rtol=1e-4, atol=1e-4)
@@ -29,7 +29,7 @@ def gaussian_error(solver, steps, s=0.5):
 
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
 def test_solvers_converge_to_the_analytic_flow_with_their_order(name, order):
-    """Twice the steps, 2 to the power of the order less error."""
+    """Twice the steps divide the error by 2 to the power of the order."""
     coarse, fine = (gaussian_error(SOLVERS[name], steps) for steps in (50, 100))
     assert fine < 0.05
     assert 0.75 * 2**order < coarse / fine < 1.5 * 2**order
@@ -60,15 +60,15 @@ def test_euler_equals_diffusers():
         c_skip, c_out, c_in, _ = edm.scalings(sigma)
         return c_skip * x + c_out * network(c_in * x)
 
-    ours, theirs = euler(denoise, start, sigmas.double()), start
+    ours, reference = euler(denoise, start, sigmas.double()), start
     for t in scheduler.timesteps:
-        theirs = scheduler.step(network(scheduler.scale_model_input(theirs, t)), t, theirs).prev_sample
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        reference = scheduler.step(network(scheduler.scale_model_input(reference, t)), t, reference).prev_sample
+    torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
-def test_progress_is_told_every_step(solver):
+def test_progress_reports_every_step(solver):
     goal, seen = torch.full((1,), 0.25), []
-    solver(lambda *_: goal, torch.ones(1), edm.karras_sigmas(4), lambda *told: seen.append(told))
+    solver(lambda *_: goal, torch.ones(1), edm.karras_sigmas(4), lambda *reported: seen.append(reported))
     assert [step for step, _, _ in seen] == [0, 1, 2, 3]
     assert all(torch.equal(clean, goal) for _, _, clean in seen) and not torch.equal(seen[0][1], goal)

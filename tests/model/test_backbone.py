@@ -1,4 +1,4 @@
-"""Loading: what is loaded, what is copied, and what is said when something is missing."""
+"""Loading a backbone: pretrained, copied and random weights, and messages about missing files."""
 
 import shutil
 
@@ -14,16 +14,16 @@ from fp_lightning.model.svd.load import load_backbone
 
 @pytest.fixture
 def folder(tiny_folder, tmp_path):
-    """A copy that a test may damage."""
+    """A copy for tests that damage it."""
     return shutil.copytree(tiny_folder, tmp_path / "model")
 
 
 def test_pretrained_weights_arrive_and_the_branch_copies_them(tiny_folder):
     plain = UNetSpatioTemporalConditionModel.from_pretrained(tiny_folder, subfolder="unet")
     unet = load_backbone(str(tiny_folder)).unet
-    own = unet.state_dict()
+    loaded = unet.state_dict()
     for name, value in plain.state_dict().items():
-        assert torch.equal(own[name], value), name
+        assert torch.equal(loaded[name], value), name
     for attn in spatial_attentions(unet).values():
         assert torch.equal(attn.processor.to_k.weight, attn.to_k.weight)
         assert attn.processor.to_out[0].weight.abs().sum() == 0

@@ -33,7 +33,7 @@ def test_scale_is_per_image():
 
 
 def after_first_block(editor, control_scale: float):
-    """The first block's output as the next block receives it, [2, c, h, w]: source frame, target frame."""
+    """Return the input [2, c, h, w] of the second block: source frame, target frame."""
     seen = {}
     block = editor.prior.unet.down_blocks[1]
     hook = block.register_forward_pre_hook(
@@ -50,16 +50,16 @@ def after_first_block(editor, control_scale: float):
 
 def test_injection_leaves_the_source_frame_untouched():
     editor = make_editor()
-    without, given = after_first_block(editor, 0.0), after_first_block(editor, 1.0)
-    assert torch.equal(without[0], given[0])
-    assert not torch.allclose(without[1], given[1])
+    without, with_control = after_first_block(editor, 0.0), after_first_block(editor, 1.0)
+    assert torch.equal(without[0], with_control[0])
+    assert not torch.allclose(without[1], with_control[1])
 
 
 def test_released_injection_reaches_both_frames():
     editor = make_editor(control_frames="both")
-    without, given = after_first_block(editor, 0.0), after_first_block(editor, 1.0)
-    assert not torch.allclose(without[0], given[0])
-    assert not torch.allclose(without[1], given[1])
+    without, with_control = after_first_block(editor, 0.0), after_first_block(editor, 1.0)
+    assert not torch.allclose(without[0], with_control[0])
+    assert not torch.allclose(without[1], with_control[1])
 
 
 def test_skip_features_never_see_control():

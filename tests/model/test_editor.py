@@ -1,4 +1,4 @@
-"""The joined network: sizes, freezing, losses, dropout, batching."""
+"""The editor: sizes, freezing, losses, dropout, batching."""
 
 from dataclasses import fields, replace
 
@@ -121,7 +121,7 @@ def test_batch_of_two_is_two_batches_of_one(points):
 
 
 def denoised(editor, batch: EditBatch, control_scale: float = 1.0) -> torch.Tensor:
-    """One call of the denoiser on noise that is always the same."""
+    """Call the denoiser once, always with the same noise."""
     count, (height, width) = len(batch), batch.source.shape[-2:]
     x = torch.randn(count, 2, 8, height // 4, width // 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -133,9 +133,9 @@ def denoised(editor, batch: EditBatch, control_scale: float = 1.0) -> torch.Tens
 def test_sample_without_control_is_untouched_by_the_control_of_others(control_frames):
     editor, batch = make_editor(control_frames=control_frames), make_batch(2, size=32)
     mixed = denoised(editor, replace(batch, control_valid=torch.tensor([True, False])))
-    without, given = denoised(editor, replace(batch, control=None)), denoised(editor, batch)
-    assert torch.equal(mixed[1], without[1]) and not torch.equal(mixed[1], given[1])
-    assert torch.equal(mixed[0], given[0])
+    without, with_control = denoised(editor, replace(batch, control=None)), denoised(editor, batch)
+    assert torch.equal(mixed[1], without[1]) and not torch.equal(mixed[1], with_control[1])
+    assert torch.equal(mixed[0], with_control[0])
 
 
 def test_control_encoder_rests_where_no_sample_has_control():
@@ -156,7 +156,7 @@ WITHOUT_CONTROL = {  # in training
 
 @pytest.mark.parametrize("change", WITHOUT_CONTROL.values(), ids=WITHOUT_CONTROL)
 def test_training_without_control_leaves_zero_gradients_in_the_encoder(change):
-    """Zero, not none: a rank without control must not keep the others waiting for its gradients."""
+    """Zero, not None, so that every rank has gradients for all weights."""
     editor, batch = make_editor().train(), make_batch(2, size=32, points=3)
     losses_of(editor, replace(batch, **change)).total.backward()
     assert all(p.grad is not None and not p.grad.any() for p in editor.control_encoder.parameters())
@@ -215,22 +215,24 @@ def test_dropped_control_drops_points():
     none, first = torch.zeros(2, dtype=torch.bool), torch.tensor([True, False])
     x, sigma = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2)
     with torch.no_grad():
-        given, bare = (
+        with_control, bare = (
             editor.condition(b, torch.zeros_like(batch.source), torch.full((2,), 0.02))
             for b in (batch, replace(batch, points=None, control=None))
         )
-        out, without, whole = (editor.denoise(x, sigma, c)[0] for c in (given.dropped(none, none, first), bare, given))
+        out, without, whole = (
+            editor.denoise(x, sigma, c)[0] for c in (with_control.dropped(none, none, first), bare, with_control)
+        )
     assert torch.equal(out[0], without[0]) and torch.equal(out[1], whole[1])
 
 
 def test_conditions_that_differ_in_kind_do_not_join():
     editor, batch = make_editor(), make_batch(1, size=32, points=3)
-    given, bare = (
+    with_control, bare = (
         editor.condition(b, torch.zeros_like(b.source), torch.full((1,), 0.02))
         for b in (batch, replace(batch, points=None, points_valid=None))
     )
     with pytest.raises(ValueError, match="points is present in one of two"):
-        Condition.cat(given, bare)
+        Condition.cat(with_control, bare)
 
 
 def test_source_is_resized_in_full_precision_under_autocast():

@@ -36,7 +36,7 @@ def test_branch_starts_silent():
 
 
 def test_network_starts_as_svd():
-    """The whole U-Net with the branch computes what SVD's does, to the last bit."""
+    """The output of the U-Net with the branch is bit-identical to SVD's."""
     torch.manual_seed(0)
     plain = tiny_unet().eval()
     args = torch.randn(2, 2, 16, 16, 16), torch.rand(2), torch.randn(2, 1, 32), torch.rand(2, 3)

@@ -1,4 +1,4 @@
-"""The matching loss by rows equals its dense definition, in value and gradient, on the CPU and in the GPU's kernels."""
+"""The matching loss equals its dense definition, in value and gradient, on the CPU and in the Triton kernels."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def test_value_and_gradients_equal_the_dense_ones(qki, form, at_once, monkeypatc
 
 @pytest.mark.parametrize("form", FORMS)
 def test_numeric_gradients_agree(qki, form):
-    """Not only with our own dense formula: float32 inside, so with coarse steps."""
+    """The loss computes in float32, so the steps are coarse."""
     query, key, index = qki
     direction, step = torch.randn_like(query), 1e-2
     loss = matching_loss(query, key, index, form)
@@ -112,7 +112,7 @@ def test_only_visible_rows_cost(qki):
 
 
 def test_the_losses_on_a_gpu_would_not_wait_for_the_host(monkeypatch):
-    """On a fake GPU an operation whose result the host must read raises; all losses together have none."""
+    """On a fake GPU, operations whose result the host must read raise; the losses have none."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # fake tensors have no such thing
     editor, batch = make_editor().train(), make_batch(2, size=32, points=3)
     mode = FakeTensorMode()
@@ -135,7 +135,7 @@ def test_the_losses_on_a_gpu_would_not_wait_for_the_host(monkeypatch):
 
 
 class NoReading(TorchDispatchMode):
-    """Refuses what makes the host wait for the device."""
+    """Raises on operations that make the host wait for the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         boolean = func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default) and any(
@@ -183,7 +183,7 @@ for (n, m, d), squared, dtype in itertools.product(
 
 
 def test_the_kernels_compute_what_the_plain_version_does():
-    """In Triton's interpreter, which must be chosen before Triton is loaded, and cannot multiply bfloat16."""
+    """Run in Triton's interpreter, which is selected before Triton is imported and has no bfloat16 products."""
     pytest.importorskip("triton", reason="Triton is not installed with torch here")
     done = subprocess.run(
         [sys.executable, "-c", KERNELS],

@@ -1,4 +1,4 @@
-"""The network and its sampling against tensors that the public FramePainter code made (see data/official/README.md)."""
+"""Network and sampling against tensors made by the public FramePainter code (see data/official/README.md)."""
 
 import zlib
 from pathlib import Path
@@ -41,13 +41,13 @@ SMALL_VAE = {
 
 
 def values(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal numbers that depend on the name alone."""
+    """Return standard normal numbers that depend on the name alone."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
 
 
 @torch.no_grad()
 def fill(network: nn.Module) -> nn.Module:
-    """Weights from their names under the released keys, of a size that keeps activations near one."""
+    """Set weights by their released names, scaled to keep activations near one."""
     for name, weight in network.named_parameters():
         n = values(name.replace(".attn1.processor.", ".sparse_attention."), tuple(weight.shape))
         if weight.ndim > 1:
@@ -58,7 +58,7 @@ def fill(network: nn.Module) -> nn.Module:
 
 
 def scheduler() -> EulerDiscreteScheduler:
-    """SVD's own."""
+    """Make SVD's scheduler."""
     return EulerDiscreteScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -73,9 +73,9 @@ def scheduler() -> EulerDiscreteScheduler:
     )
 
 
-def error(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference in units of the largest value."""
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+def error(ours: Tensor, reference: Tensor) -> float:
+    """Return the largest difference divided by the largest value."""
+    return ((ours - reference).abs().max() / reference.abs().max()).item()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Copied tokens against a brute-force loop, and every place in the network where they are copied."""
+"""Token copying against a brute-force loop, and the blocks of the network that copy."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def features(count: int = 1, rows: int = 4, columns: int = 8) -> torch.Tensor:
 
 
 def added(x: torch.Tensor, points: DragPoints) -> torch.Tensor:
-    """What the target frame of the only sample gained, [c, rows, columns]."""
+    """Return what was added to the target frame of a single sample, [c, rows, columns]."""
     return (copy_tokens(x, points) - x)[0, 1]
 
 
@@ -119,7 +119,7 @@ def test_gradient_reaches_the_source_token_through_the_copy():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mean_of_many_is_not_lost_in_half_precision(dtype):
-    """50 shares of 8/50 added one by one to 1000 would each be rounded away."""
+    """Adding 8/50 to 1000 fifty times would round away every addition."""
     x = torch.zeros(1, 2, 1, 4, 8, dtype=dtype)
     x[:, 0], x[:, 1] = 8, 1000
     out = copy_tokens(x, drag(*[(4.0, 4.0, 20.0, 20.0)] * 50))
@@ -152,7 +152,7 @@ def inputs(height: int = 8, width: int = 16) -> tuple[torch.Tensor, ...]:
 
 @pytest.fixture
 def copied(monkeypatch) -> list[tuple[int, int]]:
-    """The (rows, columns) of every copy, in the order of the network."""
+    """Record (rows, columns) of every copy, in the order of the network."""
     grids = []
 
     def spy(x, points):
@@ -174,7 +174,7 @@ def test_every_attention_block_of_the_tiny_network_copies(attention, copied):
 
 
 def test_all_sixteen_attention_blocks_of_the_full_network_copy(copied):
-    """On the meta device, which has shapes but no values: so no shape depends on where the points are."""
+    """Run on the meta device, which has shapes but no values: no shape may depend on the positions of points."""
     with torch.device("meta"):
         unet = FramePainterUNet().to("meta").eval()
         points = DragPoints(torch.zeros(1, 5, 4), torch.ones(1, 5, dtype=torch.bool), (576, 1024), torch.ones(1))
@@ -186,7 +186,7 @@ def test_all_sixteen_attention_blocks_of_the_full_network_copy(copied):
 
 
 def first_block_output(unet, points: DragPoints | None) -> torch.Tensor:
-    """What the first attention block hands on, [2, c, 8, 16]."""
+    """Return the output [2, c, 8, 16] of the first attention block."""
     seen = []
     hook = unet.down_blocks[0].attentions[0].register_forward_hook(lambda _, args, output: seen.append(output[0]))
     with torch.no_grad():
@@ -198,10 +198,10 @@ def first_block_output(unet, points: DragPoints | None) -> torch.Tensor:
 @pytest.mark.parametrize("attention", ["matching", "cross_frame", "temporal"])
 def test_an_attention_block_changes_at_the_target_point_alone(attention):
     unet = make_unet(attention)
-    without, given = (first_block_output(unet, points) for points in (None, drag((4, 4, 50, 21))))
-    changed = (given != without).any(1)
+    without, with_points = (first_block_output(unet, points) for points in (None, drag((4, 4, 50, 21))))
+    changed = (with_points != without).any(1)
     assert changed.nonzero().tolist() == [[1, 5, 12]]  # target frame, 21 // 4, 50 // 4
-    torch.testing.assert_close(given[1, :, 5, 12] - without[1, :, 5, 12], without[0, :, 1, 1])
+    torch.testing.assert_close(with_points[1, :, 5, 12] - without[1, :, 5, 12], without[0, :, 1, 1])
 
 
 @pytest.mark.parametrize("attention", ["matching", "cross_frame", "temporal"])
@@ -213,14 +213,14 @@ def test_the_edit_changes_most_where_the_point_goes(attention):
 
 
 def test_network_without_points_is_what_it_was():
-    """Also after a call with points: nothing of them stays."""
+    """Also after a call with points, which must leave no state."""
     unet = make_unet()
     with torch.no_grad():
         before = unet(*inputs())[0]
-        given = unet(*inputs(), points=drag((4, 4, 50, 21)))[0]
+        with_points = unet(*inputs(), points=drag((4, 4, 50, 21)))[0]
         after, empty = unet(*inputs())[0], unet(*inputs(), points=drag())[0]
     assert torch.equal(before, after) and torch.equal(before, empty)
-    assert not torch.equal(before, given)
+    assert not torch.equal(before, with_points)
 
 
 def test_keys_are_svds_own():

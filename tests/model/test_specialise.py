@@ -1,4 +1,4 @@
-"""The shortcuts for two frames and one token compute what diffusers' modules do."""
+"""The specialised modules for two frames and one token equal diffusers' modules."""
 
 import copy
 
@@ -22,7 +22,7 @@ def inputs(videos: int = 2, frames: int = 2, tokens: int = 1, size: int = 16):
 
 
 def networks():
-    """The same network twice, as diffusers has it and with the shortcuts, no weight zero."""
+    """Make a network with diffusers' modules and the same one specialised; no weight is zero."""
     torch.manual_seed(0)
     general = tiny_unet().eval()
     for parameter in general.parameters():
@@ -44,7 +44,7 @@ def test_unet_output_is_the_same(videos):
 
 
 def test_double_precision_agrees_to_double_precision():
-    """The difference is rounding: with more digits it shrinks as they do."""
+    """The difference is rounding: it shrinks with the precision."""
     general, special = (network.double() for network in networks())
     args = [x.double() for x in inputs(size=32)]
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_temporal_decoder_output_is_the_same():
 
 
 @pytest.mark.parametrize(("frames", "tokens"), [(1, 1), (3, 1), (2, 4)])
-def test_other_frames_and_tokens_take_the_general_way(frames, tokens):
+def test_other_numbers_of_frames_and_tokens_fall_back(frames, tokens):
     general, special = networks()
     args = inputs(frames=frames, tokens=tokens)
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_checkpointing_gives_the_same_gradients():
 
 
 def test_an_adapter_on_a_layer_still_acts():
-    """LoRA replaces a linear layer by one that calls it and adds; the shortcuts call layers, they do not read them."""
+    """LoRA wraps linear layers, so specialised modules must call layers and not read their weights."""
 
     class Adapter(nn.Module):
         def __init__(self, base):
@@ -152,7 +152,7 @@ def test_a_compiled_network_gives_the_same():
         assert relative(compiled(*inputs(), return_dict=False)[0], special(*inputs(), return_dict=False)[0]) < 1e-5
 
 
-@pytest.mark.parametrize(("height", "width"), [(30, 21), (3, 2)])  # enough pixels for the four convolutions, and not
+@pytest.mark.parametrize(("height", "width"), [(30, 21), (3, 2)])  # with four convolutions, and too few pixels for them
 def test_upsampling_in_one_step_equals_two(height, width):
     torch.manual_seed(0)
     layer, x = Upsample2D(6, use_conv=True, out_channels=4).double(), torch.randn(1, 6, height, width).double()
@@ -174,9 +174,9 @@ def test_temporal_convolution_takes_half_the_products():
     assert counts[0] == 2 * counts[1]
 
 
-@pytest.mark.parametrize("size", [(7, 9), (3, 2)])  # enough pixels for three products without gradients, and not
+@pytest.mark.parametrize("size", [(7, 9), (3, 2)])  # with three products without gradients, and too few pixels for them
 def test_gradients_of_a_temporal_convolution_in_bfloat16(size):
-    """Also on few pixels, where torch 2.15's own gradient of the weight is infinite on CPUs."""
+    """Also on few pixels, where torch 2.15 computes an infinite gradient of the weight on CPUs."""
     torch.manual_seed(0)
     conv, x = nn.Conv3d(16, 16, (3, 1, 1), padding=(1, 0, 0)), torch.randn(2, 16, 2, *size)
     conv.__class__ = TwoFrameConv
@@ -193,7 +193,7 @@ def test_gradients_of_a_temporal_convolution_in_bfloat16(size):
 
 
 def test_the_editors_network_has_the_shortcuts_and_every_trainable_weight_a_gradient():
-    """Also after saving and loading, since DDP would wait for a gradient that never comes."""
+    """Also after saving and loading; DDP would wait for a missing gradient."""
     editor = make_editor().train()
     assert type(editor.prior.vae.decoder.up_blocks[0].upsamplers[0]) is UpsampleConv
     losses_of(editor, make_batch(2, size=32)).total.backward()

@@ -1,4 +1,4 @@
-"""Which weights train, what a checkpoint of fewer holds, and what becomes of adapters."""
+"""Choices of trainable weights, their checkpoints, and LoRA adapters."""
 
 import pytest
 import torch
@@ -35,9 +35,9 @@ def loss(editor: FramePainter) -> torch.Tensor:
 def test_what_trains_is_what_was_chosen_and_all_of_it_has_a_gradient(trains):
     editor = build_editor("tiny", trains=trains, lora_rank=2)
     names = trained_names(editor)
-    own = {name for name in names if BRANCH in name or name.startswith("control_encoder.")}
-    assert {name for name, _ in editor.control_encoder.named_parameters(prefix="control_encoder")} < own
-    rest = names - own
+    always = {name for name in names if BRANCH in name or name.startswith("control_encoder.")}
+    assert {name for name, _ in editor.control_encoder.named_parameters(prefix="control_encoder")} < always
+    rest = names - always
     assert {
         "all": any(not is_temporal(name) for name in rest) and any(map(is_temporal, rest)),
         "temporal": bool(rest) and all(map(is_temporal, rest)),
@@ -57,7 +57,7 @@ def test_adapters_change_nothing_until_they_are_trained():
 
 @pytest.mark.parametrize("trains", CHOICES)
 def test_what_is_frozen_can_be_stored_in_the_type_of_autocast(trains, monkeypatch):
-    monkeypatch.setattr(specialise, "_FEWEST_UP", 1)  # the ways of large images
+    monkeypatch.setattr(specialise, "_FEWEST_UP", 1)  # the implementations for large images
     monkeypatch.setattr(specialise, "_FEWEST_MIXED", 1)
     steps, sizes = [], []
     for stored in (False, True):
@@ -78,7 +78,7 @@ def test_what_is_frozen_can_be_stored_in_the_type_of_autocast(trains, monkeypatc
 
 
 @pytest.mark.parametrize("trains", ["matching+control", "lora"])
-def test_a_fit_stores_so_and_gives_the_weights_back(trains, tmp_path):
+def test_fit_stores_frozen_weights_in_16_bits_and_restores_them(trains, tmp_path):
     module = FramePainterModule(build_editor("tiny", trains=trains), sampling=Sampling(1))
     seen = set()
 
@@ -129,14 +129,14 @@ def test_bad_choices_are_refused(options, message):
         build_editor("tiny", **options)
 
 
-def test_peft_that_is_not_installed_is_asked_for(monkeypatch):
+def test_missing_peft_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(InputError, match=r"pip install 'fp_lightning\[lora\]'"):
         build_editor("tiny", trains="lora")
 
 
 def fit(tmp_path, trains: str, attention: str = "matching") -> tuple[FramePainterModule, str]:
-    """Two steps; the module as trained, and its checkpoint."""
+    """Train for two steps; return the module and the path of its checkpoint."""
     editor = build_editor("tiny", attention=attention, trains=trains, lora_rank=2)
     module = FramePainterModule(editor, learning_rate=1e-2)
     trainer = Trainer(
@@ -166,7 +166,7 @@ def test_a_checkpoint_of_fewer_weights_becomes_a_whole_pipeline(tmp_path, trains
 
 
 def test_adapters_load_in_diffusers_and_give_the_same(tmp_path):
-    """Into SVD's own network of diffusers' own class, whose loader of adapters is a mix-in."""
+    """Load into diffusers' class of SVD's U-Net, with diffusers' mix-in for adapters."""
     module, checkpoint = fit(tmp_path, "lora", attention="temporal")
     written = convert_lora(checkpoint, tmp_path / "lora", "raw")
     assert "raw" in str(written) and written.tensors == sum(".lora_" in name for name in trained_names(module.editor))
@@ -181,12 +181,12 @@ def test_adapters_load_in_diffusers_and_give_the_same(tmp_path):
     sample, level = torch.randn(1, 2, 16, 8, 8, generator=generator), torch.tensor([0.3])
     rest = torch.randn(1, 1, 32, generator=generator), torch.tensor([[6.0, 128.0, 0.02]])
     with torch.no_grad():
-        wanted = module.editor.prior.unet.eval()(sample, level, *rest)[0]
-        without = plain.eval()(sample, level, *rest, return_dict=False)[0]
+        expected = module.editor.prior.unet.eval()(sample, level, *rest)[0]
+        unadapted = plain.eval()(sample, level, *rest, return_dict=False)[0]
         plain.load_lora_adapter(tmp_path / "lora", prefix=None, use_safetensors=True)
         found = plain.eval()(sample, level, *rest, return_dict=False)[0]
-    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(without, wanted, rtol=1e-2, atol=1e-3)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(unadapted, expected, rtol=1e-2, atol=1e-3)
 
 
 def test_a_checkpoint_without_adapters_has_none_to_write(tmp_path):

@@ -1,4 +1,4 @@
-"""Training a VAE: what its losses are, and what it writes."""
+"""VAE training: its losses and the saved network."""
 
 import pytest
 import torch
@@ -18,8 +18,8 @@ def module(tmp_path):
 
 def clips(**options) -> SceneClipDataModule:
     content = {"objects": (1, 4), "exposure": 0.3, "variety": 0.5}
-    given = {"size": (32, 32), "frames": (2,), "frames_per_batch": 8, "num_workers": 0, "val_batches": 1}
-    return SceneClipDataModule(**given | content | options)
+    defaults = {"size": (32, 32), "frames": (2,), "frames_per_batch": 8, "num_workers": 0, "val_batches": 1}
+    return SceneClipDataModule(**defaults | content | options)
 
 
 def test_lightness_and_hue_add_up_to_the_squared_error(module):
@@ -47,12 +47,12 @@ def test_training_leads_the_first_channels_to_mean_colours(module, tmp_path):
     )  # fmt: skip
     frames = clips().batch("val", 0).frames.flatten(0, 1)
     means = torch.nn.functional.avg_pool2d(frames, 4)
-    wanted = torch.einsum("kc, nchw -> nkhw", torch.tensor(COLOURS), means)
+    target = torch.einsum("kc, nchw -> nkhw", torch.tensor(COLOURS), means)
 
     def unexplained(vae: AutoencoderKLTemporalDecoder) -> float:
         with torch.no_grad():
             found = vae.encode(frames).latent_dist.mode()[:, :3]
-        return float((found - wanted).square().mean() / wanted.var())
+        return float((found - target).square().mean() / target.var())
 
     before = unexplained(module.vae.eval())
     trainer.fit(module, datamodule=clips())

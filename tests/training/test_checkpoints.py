@@ -1,4 +1,4 @@
-"""Writing checkpoints: in the background, whole or not at all."""
+"""Checkpoint writing is atomic and in the background."""
 
 import re
 import resource
@@ -19,13 +19,13 @@ def state(value: float, count: int = 100) -> dict:
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_what_is_read_is_what_there_was_when_it_was_written(tmp_path, background):
-    writer, given = CheckpointWriter(background), state(1.0)
-    writer.save_checkpoint(given, tmp_path / "runs" / "last.ckpt")
-    given["weights"]["a"].fill_(2.0)  # training goes on
+def test_a_checkpoint_holds_the_state_at_the_time_of_saving(tmp_path, background):
+    writer, checkpoint = CheckpointWriter(background), state(1.0)
+    writer.save_checkpoint(checkpoint, tmp_path / "runs" / "last.ckpt")
+    checkpoint["weights"]["a"].fill_(2.0)  # training continues
     found = writer.load_checkpoint(tmp_path / "runs" / "last.ckpt", weights_only=True)
     assert found["weights"]["a"].tolist() == [1.0] * 100
-    assert {**found, "weights": None} == {**given, "weights": None}
+    assert {**found, "weights": None} == {**checkpoint, "weights": None}
     writer.teardown()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["last.ckpt"]
 
@@ -53,7 +53,7 @@ def test_training_does_not_wait_for_the_disk_until_two_copies_do(tmp_path, monke
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path, background):
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_intact(tmp_path, background):
     path, writer = tmp_path / "last.ckpt", CheckpointWriter(background)
     writer.save_checkpoint(state(1.0), path)
     writer.load_checkpoint(path, weights_only=True)

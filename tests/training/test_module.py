@@ -25,7 +25,7 @@ def data(workers: int = 0) -> SceneDataModule:
 
 
 def fit(folder, steps: int, resume=None, module=None, decay: float = 0.5):
-    """Fits with a checkpoint at the end; an epoch has 4 steps. Returns the module, the EMA, the checkpoint's path."""
+    """Fit with a checkpoint at each step, 4 steps per epoch; return module, EMA, and path of the last checkpoint."""
     module = module or make_module()
     ema = TrainableEMA(decay)
     trainer = L.Trainer(
@@ -42,9 +42,20 @@ def fit(folder, steps: int, resume=None, module=None, decay: float = 0.5):
     return module, ema, folder / f"step={steps}.ckpt"
 
 
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory):
+    """The module, average and checkpoint of a run of one step; not to be changed."""
+    return fit(tmp_path_factory.mktemp("one_step"), 1, decay=0.999)
+
+
+@pytest.fixture(scope="module")
+def six_steps(tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("six_steps"), 6)
+
+
 @pytest.mark.parametrize("interrupted_at", [3, 4])  # within an epoch, and at its end
-def test_resume_equals_no_interruption(tmp_path, interrupted_at):
-    whole, whole_ema, _ = fit(tmp_path / "whole", 6)
+def test_resume_equals_no_interruption(six_steps, tmp_path, interrupted_at):
+    whole, whole_ema, _ = six_steps
     _, _, checkpoint = fit(tmp_path / "first", interrupted_at)
     resumed, ema, _ = fit(tmp_path / "second", 6, resume=checkpoint)
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
@@ -53,30 +64,30 @@ def test_resume_equals_no_interruption(tmp_path, interrupted_at):
         assert torch.equal(average, ema.average[name]), name
 
 
-def test_checkpoint_carries_the_trainable_weights_and_no_others(tmp_path):
-    module, _, path = fit(tmp_path, 1)
+def test_checkpoint_carries_the_trainable_weights_and_no_others(one_step):
+    module, _, path = one_step
     stored = torch.load(path, weights_only=True)["state_dict"]
     assert stored.keys() == module.trainable_names()
     assert not any(".vae." in name or ".image_encoder." in name for name in stored)
 
 
-def test_checkpoint_of_another_architecture_lists_what_differs(tmp_path):
-    _, _, path = fit(tmp_path, 1)
+def test_checkpoint_of_a_different_architecture_lists_the_differences(one_step, tmp_path):
+    _, _, path = one_step
     other = make_module(attention="temporal")
     with pytest.raises(InputError, match=r"different architecture: 35 unexpected \(first: .*processor.*\)") as error:
         fit(tmp_path, 2, resume=path, module=other)
     assert "\n" not in str(error.value)
 
 
-def test_checkpoint_of_other_shapes_is_refused(tmp_path):
-    module, _, path = fit(tmp_path, 1)
+def test_checkpoint_of_other_shapes_is_refused(one_step):
+    module, (_, _, path) = make_module(), one_step
     module.editor.prior.unet.conv_in = torch.nn.Conv2d(8, 8, 3)
     with pytest.raises(InputError, match=r"of different shape \(first: editor.prior.unet.conv_in.bias"):
         module.on_load_checkpoint(torch.load(path, weights_only=True))
 
 
-def test_average_follows_its_definition(tmp_path):
-    module, ema, _ = fit(tmp_path, 1, decay=0.999)
+def test_average_follows_its_definition(one_step):
+    module, ema, _ = one_step
     start = dict(make_module().named_parameters())
     decay = 2 / 11  # (1 + n) / (10 + n) after the first step
     for name, weight in module.named_parameters():
@@ -84,12 +95,12 @@ def test_average_follows_its_definition(tmp_path):
             torch.testing.assert_close(ema.average[name], start[name] * decay + weight * (1 - decay))
 
 
-def test_average_holds_no_frozen_weights(tmp_path):
-    module, ema, _ = fit(tmp_path, 1)
+def test_average_holds_no_frozen_weights(one_step):
+    module, ema, _ = one_step
     assert ema.average.keys() == module.trainable_names()
 
 
-def test_validation_borrows_the_average_and_gives_it_back(tmp_path):
+def test_validation_uses_the_average_and_restores_the_weights(tmp_path):
     module, ema, _ = fit(tmp_path, 2)
     before = {name: p.clone() for name, p in module.named_parameters()}
     seen = {}
@@ -105,7 +116,7 @@ def test_validation_borrows_the_average_and_gives_it_back(tmp_path):
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
 
 
-def test_validation_while_fitting_edits_no_more_than_it_is_told(tmp_path):
+def test_validation_within_fit_edits_at_most_fit_edits_samples(tmp_path):
     module = FramePainterModule(make_editor(), sampling=Sampling(1, guidance_scale=1.0), fit_edits=2)
     scenes = SceneDataModule(size=(32, 32), batch_size=2, train_samples=2, val_samples=6)
     options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
@@ -121,7 +132,7 @@ def test_generators_depend_on_every_part():
     assert torch.rand(1, generator=seeded_generator(0, "a")).item() in draws
 
 
-def test_cosine_without_an_end_is_refused():
+def test_cosine_without_a_last_step_is_refused():
     module = FramePainterModule(make_editor(), schedule="cosine")
     trainer = L.Trainer(max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False)
     with pytest.raises(InputError, match=r"set trainer.max_steps"):
@@ -134,15 +145,15 @@ def test_size_that_does_not_fit_the_network_is_refused_before_training():
         trainer.fit(make_module(), SceneDataModule(size=(36, 32), batch_size=2))
 
 
-def test_checkpoint_of_other_settings_names_them(tmp_path):
-    _, _, path = fit(tmp_path, 1)
+def test_checkpoint_of_other_settings_names_them(one_step):
+    _, _, path = one_step
     with pytest.raises(InputError, match=r"trained with control_factor 0\.2 \(now 0\.9\)"):
         make_module(control_factor=0.9).on_load_checkpoint(torch.load(path, weights_only=True))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_gradients_are_clipped_before_the_fused_step(tmp_path, precision):
-    """Lightning refuses to clip for a fused optimiser under mixed precision, which only scaled gradients forbid."""
+    """Lightning refuses this for every mixed precision, but only scaled gradients rule it out."""
     module, norms = make_module(), []
     module.on_before_zero_grad = lambda optimizer: norms.append(
         torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])

@@ -1,4 +1,4 @@
-"""AdamW with moments of 8 bits, and what is said of precisions and optimisers that do not do."""
+"""AdamW with 8-bit moments, and messages about unsuitable precisions and optimisers."""
 
 import logging
 import sys
@@ -21,13 +21,13 @@ def fit(folder, steps: int, ckpt_path=None, optimizer: str = "adamw_8bit", **opt
         accelerator="cpu", max_steps=steps, limit_val_batches=0, logger=False,
         callbacks=[LastCheckpoint(folder)], enable_progress_bar=False, default_root_dir=folder, **options,
     )  # fmt: skip
-    module = FramePainterModule(make_editor(), 1e-3, optimizer=optimizer, sampling=Sampling(1))
+    module = FramePainterModule(make_editor(tiny=True), 1e-3, optimizer=optimizer, sampling=Sampling(1))
     data = SceneDataModule((32, 32), batch_size=2, train_samples=8)
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return trainer
 
 
-def test_eight_bits_train_take_a_quarter_and_go_on(tmp_path):
+def test_8_bit_moments_take_a_quarter_and_resume(tmp_path):
     whole = fit(tmp_path, 4)
     module = whole.lightning_module
     states = whole.optimizers[0].state
@@ -43,14 +43,14 @@ def test_eight_bits_train_take_a_quarter_and_go_on(tmp_path):
     assert all(map(torch.equal, resumed.parameters(), module.parameters()))
 
 
-def test_the_plan_knows_what_eight_bits_take(tmp_path):
+def test_the_plan_knows_the_memory_of_8_bit_moments(tmp_path):
     states = fit(tmp_path, 1).optimizers[0].state.values()
     names = "state1", "state2", "absmax1", "absmax2"
     taken = sum(state[name].nbytes for state in states for name in names if name in state)
     assert footprint(Setting("tiny", (32, 32), optimizer="adamw_8bit"), on_cpu=True).optimiser == taken
 
 
-def test_it_comes_near_what_32_bits_do(tmp_path):
+def test_8_bit_updates_are_close_to_32_bit_ones(tmp_path):
     eight, full, before = (fit(tmp_path, n, optimizer=o).lightning_module.parameters() for n, o in (
         (4, "adamw_8bit"), (4, "adamw"), (0, "adamw"),
     ))  # fmt: skip
@@ -60,7 +60,7 @@ def test_it_comes_near_what_32_bits_do(tmp_path):
     assert torch.cosine_similarity(moved, moved_eight, 0) > 0.9
 
 
-def test_what_does_not_do_is_said(tmp_path, monkeypatch, caplog):
+def test_unsuitable_settings_are_reported(tmp_path, monkeypatch, caplog):
     with pytest.raises(InputError, match="optimizer must be adamw or adamw_8bit, got 'sgd'"):
         fit(tmp_path, 1, optimizer="sgd")
     with caplog.at_level(logging.WARNING, logger="fp_lightning"):

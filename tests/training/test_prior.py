@@ -1,4 +1,4 @@
-"""The prior's training: what it is told of clips, what it writes, and where it goes on."""
+"""Training of a prior: conditioning, loss, the saved network, and resuming."""
 
 import shutil
 
@@ -33,8 +33,8 @@ def clips(frames: int = 2, workers: int = 0) -> SceneClipDataModule:
 
 
 def make_prior(**options) -> VideoPriorModule:
-    given = {"learning_rate": 1e-3, "warmup": 0, "schedule": "constant", "num_inference_steps": 1, "generated": 1}
-    return VideoPriorModule(make_editor("temporal"), **given | options)
+    defaults = {"learning_rate": 1e-3, "warmup": 0, "schedule": "constant", "num_inference_steps": 1, "generated": 1}
+    return VideoPriorModule(make_editor("temporal"), **defaults | options)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -55,7 +55,7 @@ def batches() -> dict[int, ClipBatch]:
     return {frames: clips(frames).batch("train", 0) for frames in (2, 4)}
 
 
-# --- what is learnt
+# --- loss and conditioning
 
 
 @pytest.mark.parametrize("frames", [2, 4])
@@ -76,25 +76,25 @@ def test_nothing_but_the_unet_trains(prior):
 
 
 @pytest.mark.parametrize(("frames", "fps"), [(2, 7 - 1), (4, 21 - 1)])
-def test_a_clip_has_seven_frames_a_second_for_each_after_the_first(prior, batches, frames, fps):
+def test_a_clip_has_seven_frames_per_second_for_each_frame_after_the_first(prior, batches, frames, fps):
     batch, level = batches[frames], torch.tensor([0.01, 0.03])
     noise = torch.zeros(2, 3, 32, 32)
-    told = prior.condition(batch.frames[:, 0], torch.tensor([0.1, 0.9]), frames, noise, level).added_time_ids
-    assert told.tolist() == [pytest.approx([fps, 51.2, 0.01]), pytest.approx([fps, 255, 0.03])]
+    ids = prior.condition(batch.frames[:, 0], torch.tensor([0.1, 0.9]), frames, noise, level).added_time_ids
+    assert ids.tolist() == [pytest.approx([fps, 51.2, 0.01]), pytest.approx([fps, 255, 0.03])]
 
 
-def test_two_frames_are_told_what_editors_are(prior, batches):
+def test_two_frames_have_the_conditioning_of_editors(prior, batches):
     frame = batches[2].frames[:, 0]
     noise, level = torch.zeros_like(frame), torch.full((2,), 0.02)
-    told = prior.condition(frame, torch.tensor([0.25, 0.25]), 2, noise, level)
+    clip = prior.condition(frame, torch.tensor([0.25, 0.25]), 2, noise, level)
     edit = EditBatch(source=frame, name=batches[2].name, control=torch.zeros_like(frame))
-    usual = prior.editor.condition(edit, noise, level)
-    torch.testing.assert_close(told.added_time_ids, usual.added_time_ids)
-    torch.testing.assert_close(told.embedding, usual.embedding)
-    torch.testing.assert_close(told.image_latents, usual.image_latents)
+    edit_condition = prior.editor.condition(edit, noise, level)
+    torch.testing.assert_close(clip.added_time_ids, edit_condition.added_time_ids)
+    torch.testing.assert_close(clip.embedding, edit_condition.embedding)
+    torch.testing.assert_close(clip.image_latents, edit_condition.image_latents)
 
 
-def test_the_given_frame_is_noisy_as_told(prior, batches):
+def test_noise_augmentation_follows_the_noise_level(prior, batches):
     first = batches[2].frames[:, 0]
     noise = torch.randn(first.shape, generator=generator())
     level = torch.tensor([0.0, 0.5])
@@ -104,7 +104,7 @@ def test_the_given_frame_is_noisy_as_told(prior, batches):
 
 
 @pytest.mark.parametrize("frames", [2, 3])
-def test_generated_clips_have_so_many_frames_in_range_and_repeat(prior, batches, frames):
+def test_generated_clips_have_the_requested_frames_in_range_and_repeat(prior, batches, frames):
     first = batches[2].frames[:, 0]
     clip, again = (prior.generate(first, batches[2].motion, frames, generator(3)) for _ in range(2))
     assert clip.shape == (2, frames, 3, 32, 32)
@@ -113,21 +113,21 @@ def test_generated_clips_have_so_many_frames_in_range_and_repeat(prior, batches,
 
 
 @pytest.mark.parametrize("attention", ["matching", "cross_frame"])
-def test_another_attention_than_svds_is_refused(attention):
+def test_other_attention_than_temporal_is_refused(attention):
     with pytest.raises(InputError, match=f"a prior needs attention temporal, got {attention}; set it to temporal"):
         VideoPriorModule(make_editor(attention))
 
 
-# --- the network that is written
+# --- the saved network
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [2, 3])
 def test_the_plain_network_computes_the_same(prior, frames):
-    own, plain = prior.editor.prior.unet, plain_unet(prior.editor.prior.unet).eval()
+    trained, plain = prior.editor.prior.unet, plain_unet(prior.editor.prior.unet).eval()
     assert type(plain) is UNetSpatioTemporalConditionModel
     args = torch.randn(2, frames, 16, 8, 8), torch.rand(2), torch.randn(2, 1, 32), torch.rand(2, 3)
-    torch.testing.assert_close(own(*args)[0], plain(*args, return_dict=False)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trained(*args)[0], plain(*args, return_dict=False)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_plain_network_is_a_copy(prior):
@@ -138,10 +138,10 @@ def test_the_plain_network_is_a_copy(prior):
     assert "attention" not in plain.config
 
 
-# --- motion as it is seen
+# --- measured motion
 
 
-def test_measure_motion_is_that_of_a_shifted_image_at_512_px():
+def test_the_measured_motion_of_a_shifted_image_is_in_px_at_512():
     image = torch.from_numpy(texture(np.random.default_rng(0), 64)).permute(2, 0, 1) * 2 - 1
     smooth = F.avg_pool2d(image[None], 3, 1, 1)[0]
     still, shifted = torch.stack([smooth, smooth]), torch.stack([smooth, smooth.roll(4, -1)])
@@ -154,7 +154,7 @@ def test_measure_motion_is_that_of_a_shifted_image_at_512_px():
 
 
 def fit(folder, steps: int, prior: VideoPriorModule, resume=None, workers: int = 0, **options):
-    """Fits; returns the names of the batches in their order, of which an epoch has four, and the metrics."""
+    """Fit with four batches per epoch; return the sample names of the batches in order, and the metrics."""
     seen: list[list[str]] = []
 
     class Spy(L.Callback):
@@ -187,7 +187,7 @@ def test_a_fit_leaves_a_network_in_half_precision_that_loads(tmp_path, tiny_fold
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("interrupted_at", "workers"), [(3, 1), (4, 0)])  # within an epoch, and at its end
-def test_resume_goes_on_at_the_next_batch_with_the_same_noise(tmp_path, interrupted_at, workers):
+def test_resume_continues_at_the_next_batch_with_the_same_noise(tmp_path, interrupted_at, workers):
     whole, first, second = (make_prior() for _ in range(3))
     names, _ = fit(tmp_path / "whole", 5, whole, limit_val_batches=0)
     fit(tmp_path / "first", interrupted_at, first, limit_val_batches=0, workers=workers)

@@ -1,4 +1,4 @@
-"""The weights in the package: their size, and that they do what the documentation says of them."""
+"""The weights in the package: their size and their documented quality."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ SAMPLING = Sampling(num_inference_steps=6, guidance_scale=1.0)  # as in recipes/
 
 
 def psnr(images: torch.Tensor, truth: torch.Tensor, where: torch.Tensor | None = None) -> float:
-    """Mean over images in [-1, 1], in dB; of the pixels `where` [n, h, w] alone."""
+    """Return the mean PSNR in dB of images [n, 3, h, w] in [-1, 1], over the pixels in the mask `where` [n, h, w]."""
     error = (images.clamp(-1, 1) - truth).square().mean(1)
     where = torch.ones_like(error) if where is None else where.float()
     return float((-10 * torch.log10((error * where).sum((1, 2)) / where.sum((1, 2)) / 4)).mean())
@@ -51,11 +51,11 @@ def test_the_editor_follows_the_sketch_of_an_unseen_scene():
     editor = build_editor("tiny-editor", control_factor=1.0).eval()
 
     def lead(control: torch.Tensor) -> float:
-        """Over the unchanged photo."""
+        """Return the PSNR in moving pixels minus that of the unchanged photo, in dB."""
         generators = [torch.Generator().manual_seed(seed) for seed in range(len(batch))]
         images = sample(editor, replace(batch, control=control), SAMPLING, generators)
         return psnr(images, batch.target, moving) - psnr(batch.source, batch.target, moving)
 
     moving = batch.moving[:, 0]
-    own, of_others = lead(batch.control), lead(batch.control.roll(1, 0))
-    assert own > 2.0 and own > of_others + 0.7
+    with_sketch, with_other_sketch = lead(batch.control), lead(batch.control.roll(1, 0))
+    assert with_sketch > 2.0 and with_sketch > with_other_sketch + 0.7

@@ -1,4 +1,4 @@
-"""Conversion: nothing is lost on the way round, nothing wrong gets through, nothing half is left behind."""
+"""Conversion: lossless round trips, refusal of wrong files, and no partial results."""
 
 import json
 import pickle
@@ -27,7 +27,7 @@ UNET, CONTROL = RELEASED["unet"], RELEASED["control_encoder"]
 
 @pytest.fixture(scope="module")
 def released_files(tmp_path_factory) -> Path:
-    """Released names and keys, half precision, over the tiny networks."""
+    """Files with released names and keys, in half precision, of the tiny networks."""
     folder, editor = tmp_path_factory.mktemp("released"), make_editor(match_queries="both", tiny=True).half()
     unet = {k.replace(".attn1.processor.", ".sparse_attention."): v for k, v in editor.prior.unet.state_dict().items()}
     save_file({k: v.contiguous() for k, v in unet.items()}, folder / UNET, {"format": "pt"})
@@ -37,7 +37,7 @@ def released_files(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def released(released_files, tmp_path) -> Path:
-    """A copy that a test may damage."""
+    """A copy for tests that damage it."""
     return shutil.copytree(released_files, tmp_path / "released")
 
 
@@ -59,9 +59,11 @@ def test_a_converted_pipeline_has_the_released_settings_and_weights(released_fil
     pipe = FramePainterPipeline.from_pretrained(tmp_path / "pipe")
     settings = pipe.editor.settings()
     assert settings == {"attention": "matching", **OFFICIAL}
-    given, own = load_file(released_files / UNET), pipe.unet.state_dict()
-    for name, value in given.items():
-        assert torch.equal(value, own[name.replace(".sparse_attention.", ".attn1.processor.")].to(value.dtype)), name
+    released, converted = load_file(released_files / UNET), pipe.unet.state_dict()
+    for name, value in released.items():
+        assert torch.equal(value, converted[name.replace(".sparse_attention.", ".attn1.processor.")].to(value.dtype)), (
+            name
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -90,7 +92,7 @@ def test_another_setting_than_the_saved_one_is_warned_of(released_files, tiny_fo
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run of two steps of the tiny build with its predictions."""
+    """The folder of a run of two steps of the tiny build, with predictions."""
     out = tmp_path_factory.mktemp("run")
     inputs = out / "inputs"
     inputs.mkdir()
@@ -227,6 +229,6 @@ def test_written_tensors_are_read_back_by_the_library(tmp_path, dtype):
 
 def test_the_data_module_is_remembered(run):
     origin = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["origin"]
-    wanted = {"model": "tiny", "trains": "all", "optimizer": "adamw", "size": [64, 64], "signals": ["sketch"]}
-    assert origin == wanted
+    expected = {"model": "tiny", "trains": "all", "optimizer": "adamw", "size": [64, 64], "signals": ["sketch"]}
+    assert origin == expected
     assert SketchDataModule(pairs=None).signals == ("sketch",)
