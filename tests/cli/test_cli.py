@@ -417,11 +417,11 @@ def test_size_that_does_not_fit_is_named(run, pairs, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--count", 0], "one pair or more"),
+        (["--count", 0], "count must be 1 or more"),
         (["--size", 30, 32], "multiples of 4, got 1 and (30, 32)"),
         (["--variety", 2], "variety of a scene must be between 0 and 1, got 2"),
         (["--exposure", -1], "exposure of a scene must be between 0 and 1, got -1"),
-        (["--objects", 3, 1], "objects of a scene are the least and the greatest, got 3 and 1"),
+        (["--objects", 3, 1], "objects of a scene must be a smallest and a largest value, 0 or more, got 3 and 1"),
         (["--motion", 0.3, 0.1], "motion of a scene"),
         (["--workers", 0], "stride and workers must be 1 or more, got 4 and 0"),
         (["--stride", 0], "stride and workers must be 1 or more, got 0 and"),
@@ -435,7 +435,7 @@ def test_impossible_scenes_are_named_before_any_is_written(run, options, message
 
 def test_a_folder_that_holds_pairs_takes_no_scenes(run, pairs):
     status, _, err = run("scenes", pairs)
-    assert status == 1 and "holds pairs already; choose another folder" in one_line_of(err)
+    assert status == 1 and "already holds pairs; choose another folder" in one_line_of(err)
 
 
 @pytest.mark.parametrize(
@@ -519,9 +519,9 @@ def stopped(tmp_path_factory):
         (["--trainer.strategy=fsdp"], "`fsdp` requires a GPU accelerator.*change the trainer's options"),
         (["--trainer.strategy=quick"], "invalid strategy name: `strategy='quick'`.*change the trainer's options"),
         (["--trainer.strategy=deepspeed_stage_2"], "DeepSpeed installed.*pip install"),
-        (["--data.seed=3"], "trained on other data; go on with that, or make an editor of it"),
-        (["--data.batch_size=3"], "4 samples into an epoch, no multiple of 1 processes with data.batch_size 3"),
-        (["--trainer.accumulate_grad_batches=4"], "2 batches into an epoch, no multiple of trainer.accumulate"),
+        (["--data.seed=3"], "trained on other data; resume with the same data, or convert it"),
+        (["--data.batch_size=3"], "4 samples into an epoch, not a multiple of 1 processes × data.batch_size 3"),
+        (["--trainer.accumulate_grad_batches=4"], "2 batches into an epoch, not a multiple of trainer.accumulate"),
         (["--model.editor.trains=temporal"], "from a different architecture: [0-9]+ unexpected .*use the recipe"),
         (
             ["--model.optimizer=adamw_8bit"],

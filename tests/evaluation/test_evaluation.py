@@ -133,7 +133,7 @@ def test_a_list_holds_whole_videos_and_leaves_some(pairs):
     assert len(chosen) == 4
     assert len({store.videos[i] for i in chosen}) == 2
     assert chosen == choose_pairs(store, 4, seed=1) != choose_pairs(store, 4, seed=2)
-    with pytest.raises(InputError, match="none would be left"):
+    with pytest.raises(InputError, match="none is left for training"):
         choose_pairs(store, 8)
 
 
@@ -144,14 +144,14 @@ def test_a_list_fits_its_own_pairs_only(pairs, tmp_path):
     content = json.loads(path.read_text())
     content["pairs"][1]["sha256"] = "0" * 64
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=f"1 of 2 pairs .* differ .*{store.name(3)} first"):
+    with pytest.raises(InputError, match=f"1 of 2 pairs .* differ .*first {store.name(3)};"):
         PairExamples(pairs, path)
     content["pairs"][0]["name"] = "gone"
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="lacks 1 of 2 pairs .*gone first"):
+    with pytest.raises(InputError, match="lacks 1 of 2 pairs .*first gone;"):
         PairExamples(pairs, path)
     path.write_text("[]")
-    with pytest.raises(InputError, match="is no list of held-out pairs"):
+    with pytest.raises(InputError, match="is not a list of held-out pairs"):
         PairExamples(pairs, path)
 
 
