@@ -1,4 +1,4 @@
-"""Where attention looks while it learns to: maps once per validation, and its entropy as a curve."""
+"""Write attention maps after each validation, and log the entropy of attention."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from fp_lightning.files import write_atomic
 from fp_lightning.media.pictures import encode
 from fp_lightning.types import EditBatch, to_uint8
 
-SIDE = 192  # px, the height of a shown image at least
-QUERY, TRUTH, FOUND = (255, 64, 64), (64, 255, 64), (255, 255, 64)  # RGB of the marks
+SIDE = 192  # minimum height of an image in pixels
+QUERY, TRUTH, FOUND = (255, 64, 64), (64, 255, 64), (255, 255, 64)  # RGB of the markers
 
 
 class CorrespondenceMaps(Callback):
-    """Writes `<run>/correspondence/step-000123.png` while fitting, and logs `attention/<layer>/entropy`.
+    """Write `<run>/correspondence/step-000123.png` while fitting, and log `attention/<layer>/entropy`.
 
-    A row is a sample: the target with the query, a red mark on what moves furthest; the source with the tracked
-    position, green; then for each shown layer the source under the attention of that query, mean over heads, with its
-    arg-max, yellow (the paper's Figure 8). Entropy is that of all target tokens of the same samples, 0 for a single
-    source token and 1 for all alike. Nothing is written where no attention joins the frames.
+    Each row is one sample (the paper's Figure 8). The target has a red marker on the query, the token that moves
+    furthest. The source has a green marker on its tracked position. Then follows, for each layer, the source under the
+    query's attention, mean over heads, with a yellow marker on the arg-max. The entropy is the mean over all target
+    tokens of the same samples, 0 for one source token and 1 for uniform attention. A network without attention
+    between the frames writes nothing.
 
     The module has `attention_maps(batch, points)` and `attention_entropy(batch)`; the batch has tracks.
 
     Args:
-        every_n_val: at the first validation and then at every n-th.
-        max_samples: rows, the first samples of the main process's first batch.
-        max_layers: columns, spread evenly over the network's depth.
+        every_n_val: write after the first validation and then after every n-th.
+        max_samples: maximum number of rows, the first samples of the main process's first batch.
+        max_layers: maximum number of layers, spread evenly over the network's depth.
     """
 
     def __init__(self, every_n_val: int = 1, max_samples: int = 4, max_layers: int = 6) -> None:
@@ -63,7 +64,7 @@ class CorrespondenceMaps(Callback):
         names = list(maps)
         if len(names) > self.max_layers:
             names = [names[i * (len(names) - 1) // max(1, self.max_layers - 1)] for i in range(self.max_layers)]
-        sheet = np.concatenate(
+        rows = np.concatenate(
             [
                 _row(to_uint8(few.target[i]), to_uint8(few.source[i]), points[i, 0], truth[i, 0], shown)  # type: ignore[index]
                 for i in range(len(few))
@@ -71,14 +72,14 @@ class CorrespondenceMaps(Callback):
             ]
         )
         path = Path(trainer.default_root_dir) / "correspondence" / f"step-{trainer.global_step:06d}.png"
-        write_atomic(path, encode(torch.from_numpy(sheet).permute(2, 0, 1)))
+        write_atomic(path, encode(torch.from_numpy(rows).permute(2, 0, 1)))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validations += not trainer.sanity_checking
 
 
 def furthest(batch: EditBatch) -> tuple[Tensor, Tensor]:
-    """The centre of the visible target token that has moved furthest, and where it was, [b, 1, 2] each in pixels."""
+    """Centre of the visible target token that moves furthest, and its source position: [b, 1, 2] each, in pixels."""
     assert batch.tracks is not None and batch.visible is not None
     (height, width), (rows, columns) = batch.source.shape[-2:], batch.visible.shape[-2:]
     device = batch.tracks.device
@@ -92,7 +93,7 @@ def furthest(batch: EditBatch) -> tuple[Tensor, Tensor]:
 
 
 def _row(target: Tensor, source: Tensor, query: Tensor, truth: Tensor, maps: list[Tensor]) -> NDArray[np.uint8]:
-    """One sample's images side by side, uint8 [h, w, 3]."""
+    """The images of one sample side by side, uint8 [h, w, 3]."""
     scale = max(1, -(-SIDE // source.shape[1]))
     height, width = (side * scale for side in source.shape[1:])
 

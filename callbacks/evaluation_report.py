@@ -1,4 +1,4 @@
-"""metrics.json and report.html from `validate` and `test`."""
+"""Write metrics.json and report.html after `validate` and `test`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fp_lightning.types import EditBatch
 
 
 class EvaluationReport(Callback):
-    """Writes `<run>/metrics.json` and `<run>/report.html` after `validate` or `test`, never while fitting.
+    """Write `<run>/metrics.json` and `<run>/report.html` after `validate` or `test`, never while fitting.
 
-    The module has updated its attribute `edit_metrics` in each step, and returns the images it scored under
-    "edited", float [b, 3, h, w] in [-1, 1]. The run is the trainer's default root folder.
+    The run is the trainer's default root folder. In each step, the module updates its attribute `edit_metrics` and
+    returns the scored images under "edited", float [b, 3, h, w] in [-1, 1].
 
     Args:
-        max_samples: images in the report, the first of the main process.
-        signal: which row of the paper's Table 1 stands beside the metrics; None takes the data module's signal,
-            and shows all rows if it has several.
+        max_samples: maximum number of images in the report, the first of the main process.
+        signal: row of the paper's Table 1 that is shown beside the metrics. None takes the signal of the data module,
+            and shows all rows if it has several signals.
     """
 
     def __init__(self, max_samples: int = 24, signal: Literal["sketch", "coarse", "points"] | None = None) -> None:
@@ -42,18 +42,18 @@ class EvaluationReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        room = self.max_samples - len(self._samples)
-        alone = trainer.state.fn in ("validate", "test") and trainer.is_global_zero
-        if alone and room > 0 and isinstance(outputs, dict) and outputs.get("edited") is not None:
-            self._samples += ReportSample.of(outputs["edited"], batch, room)
+        missing = self.max_samples - len(self._samples)
+        evaluating = trainer.state.fn in ("validate", "test") and trainer.is_global_zero
+        if evaluating and missing > 0 and isinstance(outputs, dict) and outputs.get("edited") is not None:
+            self._samples += ReportSample.of(outputs["edited"], batch, missing)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn not in ("validate", "test"):
             return
         edit_metrics = pl_module.edit_metrics
         assert isinstance(edit_metrics, EditMetrics)
-        metrics = edit_metrics.compute()  # in every process: it gathers
-        pictures: dict[str, Tensor] = {}  # what attention makes of the source
+        metrics = edit_metrics.compute()  # in all processes, because it gathers their scores
+        pictures: dict[str, Tensor] = {}  # see `CorrespondenceMetrics.pictures`
         correspondence = getattr(pl_module, "correspondence_metrics", None)
         if correspondence is not None:
             metrics["correspondence"] = correspondence.compute()
@@ -87,6 +87,7 @@ class EvaluationReport(Callback):
 
 
 def _show(metrics: dict[str, Any], report: Path) -> None:
+    """Print a table of the metrics and the path of the report."""
     from rich.console import Console
     from rich.table import Table
 
@@ -96,6 +97,6 @@ def _show(metrics: dict[str, Any], report: Path) -> None:
         if isinstance(value, float):
             table.add_row(name, f"{value:.3f}")
     for name in metrics["not_measured"]:
-        table.add_row(name, "not measured", style="dim")
+        table.add_row(f"[dim]{name}", "[dim]not measured")
     Console().print(table)
     print(f"Report: {report}")

@@ -1,4 +1,4 @@
-"""Edited images beside their targets, once per validation."""
+"""Write edited images beside their targets after each validation."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fp_lightning.types import EditBatch
 
 
 class ImageGrid(Callback):
-    """Writes `<run>/samples/step-000123.png` while fitting: source | signal | edited | target, a row per sample.
+    """Write `<run>/samples/step-000123.png` while fitting: source | signal | edited | target, one row per sample.
 
-    The images are what `validation_step` returns under "edited", float [b, 3, h, w] in [-1, 1]; a validation
-    that returns none writes nothing. The run is the trainer's default root folder.
+    The run is the trainer's default root folder. `validation_step` returns the images under "edited", float
+    [b, 3, h, w] in [-1, 1]; if it returns none, nothing is written.
 
     Args:
-        every_n_val: write at the first validation and then at every n-th.
-        max_samples: rows of one sheet, the first samples of the main process.
+        every_n_val: write after the first validation and then after every n-th.
+        max_samples: maximum number of rows, the first samples of the main process.
     """
 
     def __init__(self, every_n_val: int = 1, max_samples: int = 8) -> None:
@@ -41,9 +41,9 @@ class ImageGrid(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        room = self.max_samples - len(self._samples)
-        if self._wanted(trainer) and room > 0 and isinstance(outputs, dict) and outputs.get("edited") is not None:
-            self._samples += ReportSample.of(outputs["edited"], batch, room)
+        missing = self.max_samples - len(self._samples)
+        if self._wanted(trainer) and missing > 0 and isinstance(outputs, dict) and outputs.get("edited") is not None:
+            self._samples += ReportSample.of(outputs["edited"], batch, missing)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._wanted(trainer) and self._samples:

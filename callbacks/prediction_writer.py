@@ -1,4 +1,4 @@
-"""Predicted edits as PNG files."""
+"""Write predicted edits as PNG files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fp_lightning.types import EditBatch
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes every edit to `<out>/NAME.png`, at the size of the user's own image (`EditBatch.full_size`).
+    """Write each edit to `<out>/NAME.png`, at the size of the input image (`EditBatch.full_size`).
 
-    `predict_step` returns float [b, 3, h, w] in [-1, 1], or a list of images whose sizes differ; resizing is bicubic
-    and antialiased, before rounding.
+    `predict_step` returns float [b, 3, h, w] in [-1, 1], or a list of images of different sizes. They are resized
+    before rounding, bicubic and antialiased.
 
     Args:
-        out: folder; by default `predictions` in the run, the trainer's default root folder.
+        out: folder; by default `predictions` in the run, which is the trainer's default root folder.
     """
 
     def __init__(self, out: str | None = None) -> None:

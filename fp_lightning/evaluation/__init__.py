@@ -1,1 +1,1 @@
-"""Scores of any system's images on the same examples, their comparison, and a study among people."""
+"""Score edited images of any system, compare systems, and prepare a user study."""

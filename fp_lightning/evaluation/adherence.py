@@ -1,6 +1,6 @@
-"""Does an edit do what it was asked: where dragged points are found, and how far drawn lines are from what moved.
+"""Measure how well an edit follows its signal: drag distance and sketch distance.
 
-All distances are in pixels at a width of 512, so that image sizes compare.
+All distances are in pixels at a width of 512, so that they are comparable across image sizes.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from fp_lightning.signals.points import moved_tokens
 from fp_lightning.signals.sketch import sketch
 from fp_lightning.types import MOVING_WIDTH, VideoPair
 
-FARTHEST = 64.0  # px at 512 px width: a drawn line with no outline so near counts as this far
+FARTHEST = 64.0  # px at 512 px width: larger distances between lines and outlines are clipped to this
 PointTracker = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class FlowTracker:
-    """Finds points by the flow from one image to the other, that of the pixel which holds a point.
+    """Track points with the flow of the pixel that contains them.
 
-    Flows of neighbours are not averaged: between two motions there is no third one.
+    Flow is not interpolated: at a motion boundary, the average of two motions is neither.
     """
 
     flow: FlowEstimator
 
     def __call__(self, source: Tensor, edited: Tensor, points: Tensor) -> Tensor:
-        """Where points [p, 2] (x, y) of `source` uint8 [3, h, w] are in `edited`: [p, 2], in pixels."""
+        """Find points [p, 2] (x, y) of `source` uint8 [3, h, w] in `edited`: [p, 2], in pixels."""
         there = self.flow([pixels(source)], [pixels(edited)])[0]
         height, width = there.shape[-2:]
         x, y = points[:, 0].long().clamp(0, width - 1), points[:, 1].long().clamp(0, height - 1)
@@ -40,21 +40,21 @@ class FlowTracker:
 
 
 def drag_distance(tracker: PointTracker, source: Tensor, edited: Tensor, points: Tensor) -> float:
-    """Mean distance between where handles should be and where they are found (DragDiffusion, Shi et al. 2024).
+    """Mean distance from drag targets to where the handles are found (DragDiffusion, Shi et al. 2024).
 
     Args:
         source, edited: uint8 [3, h, w].
-        points: [p, 4] as (x_src, y_src, x_tgt, y_tgt) in pixels, one or more.
+        points: [p, 4] as (x_src, y_src, x_tgt, y_tgt) in pixels, p ≥ 1.
     """
     found = tracker(source, edited, points[:, :2])
     return (found - points[:, 2:]).norm(dim=1).mean().item() * MOVING_WIDTH / source.shape[-1]
 
 
 def tracked_drags(tracks: Tensor, visible: Tensor, size: tuple[int, int]) -> Tensor:
-    """What truly happened, as drags [p, 4]: every visible token that moved by 1 px at 512 px width or more.
+    """The true motion as drags [p, 4]: all visible tokens that move by at least 1 px at 512 px width.
 
     Args:
-        tracks: [2, th, tw] source position in pixels of each target token's centre.
+        tracks: [2, th, tw], the source position in pixels of the centre of each target token.
         visible: bool [th, tw].
         size: (height, width) in pixels.
     """
@@ -63,15 +63,15 @@ def tracked_drags(tracks: Tensor, visible: Tensor, size: tuple[int, int]) -> Ten
 
 
 def sketch_distance(flow: FlowEstimator, source: Tensor, edited: Tensor, drawn: Tensor) -> float:
-    """How far the drawn lines and the outlines of what moved between source and edited image are from each other.
+    """Chamfer distance between the drawn lines and the outlines of what moved between source and edited image.
 
-    The outlines are the sketch signal's, of the flow from the edited image to the source. The mean of both ways, from
-    each line to the nearest outline and from each outline to the nearest line (chamfer distance), so that neither
-    ignoring lines nor moving everything scores well. At most `FARTHEST`, which it is where nothing moved.
+    The outlines are the sketch signal of the flow from the edited image to the source. The distance is the mean of both
+    directions, from lines to the nearest outline and from outlines to the nearest line, so that neither ignoring lines
+    nor moving everything scores well. It is at most `FARTHEST`, the value for an edit that moves nothing.
 
     Args:
         source, edited: uint8 [3, h, w].
-        drawn: bool [h, w], at least one pixel set.
+        drawn: bool [h, w], with at least one pixel set.
     """
     back = flow([pixels(edited)], [pixels(source)])[0]
     nothing = torch.zeros(2, 0, 0), torch.zeros(0, 0, dtype=torch.bool)
@@ -85,10 +85,10 @@ def sketch_distance(flow: FlowEstimator, source: Tensor, edited: Tensor, drawn: 
 
 
 def is_sketch(control: Tensor) -> bool:
-    """Whether a control image [3, h, w] holds lines: nothing but black and white, and some white."""
+    """Whether a control image [3, h, w] is a sketch: only black and white, with some white."""
     return bool(((control == 0) | (control == 1)).all()) and bool((control[0] > 0).any())
 
 
 def pixels(image: Tensor) -> np.ndarray:
-    """uint8 [3, h, w] → [h, w, 3], as flow estimators take it."""
+    """uint8 [3, h, w] → [h, w, 3], the layout of flow estimators."""
     return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())

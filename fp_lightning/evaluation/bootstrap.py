@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals over images (Efron 1979): how far a mean may be off since the images are few."""
+"""Bootstrap confidence intervals over images (Efron 1979)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ RESAMPLES, LEVEL = 2000, 0.95
 
 
 def bootstrap_means(table: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
-    """Column means over images drawn with replacement, [resamples, k] of a table [n, k]; NaN entries are left out.
+    """Resample the column means of a table [n, k] over images drawn with replacement: [resamples, k].
 
-    All columns take the same draws, so that differences of columns are paired. A function of the table's values
-    and of `seed` alone.
+    NaN entries are left out. All columns share the draws, so that differences of columns are paired. The result
+    depends only on the table and `seed`.
     """
     n = len(table)
     if n == 0:
@@ -26,7 +26,7 @@ def bootstrap_means(table: Tensor, resamples: int = RESAMPLES, seed: int = 0) ->
 
 
 def interval(means: Tensor, level: float = LEVEL) -> tuple[float, float]:
-    """The percentile interval of resampled means [resamples]; (NaN, NaN) if there are none."""
+    """Percentile interval of resampled means [resamples], without NaN; (NaN, NaN) if nothing is left."""
     means = means[~means.isnan()]
     if not len(means):
         return float("nan"), float("nan")

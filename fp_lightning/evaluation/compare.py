@@ -1,4 +1,4 @@
-"""Several systems on the same examples: every image read and checked first, then scored, then set side by side."""
+"""Compare systems on the same examples: check all images, score them, and report the differences."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from fp_lightning.evaluation.clip_fid import FID_RESAMPLES
 from fp_lightning.evaluation.examples import Examples
 from fp_lightning.evaluation.metrics import COPY, METRICS, SCORES, TRUTH, EditMetrics
 from fp_lightning.evaluation.page import write_comparison_page
+from fp_lightning.evaluation.predictions import check_sizes, find_predictions, folder_labels, prediction
 from fp_lightning.evaluation.report import write_metrics
-from fp_lightning.evaluation.rows import ROWS
+from fp_lightning.evaluation.rows import ROWS, reasons
 from fp_lightning.evaluation.samples import ReportSample
 from fp_lightning.evaluation.scores import frechet_of_features
 from fp_lightning.files import write_atomic
-from fp_lightning.media.images import IMAGES, read_image, squeeze
 from fp_lightning.types import EditBatch, to_unit_range
 
-SOURCE, TARGET = "source, unedited", "true target"  # for what the second is: metrics that rest on estimates
+SOURCE, TARGET = "source, unedited", "true target"  # the target has scores that rest on estimated motion alone
 
 
 @dataclass
 class System:
-    """A folder of predictions and what came of them."""
+    """A folder of predictions with its scores."""
 
     label: str
     folder: Path
-    files: dict[str, Path]  # by the name of the example
+    files: dict[str, Path]  # by example name
     metrics: EditMetrics
     result: dict[str, Any]
 
@@ -51,22 +51,23 @@ def evaluate(
     allow_missing: bool = False,
     max_samples: int = 200,
 ) -> dict[str, Any]:
-    """Scores folders of images and writes `<out>/LABEL/metrics.json`, `comparison.{md,csv,json}` and `report.html`.
+    """Score folders of images; write `<out>/LABEL/metrics.json`, `comparison.{md,csv,json}` and `report.html`.
 
     Args:
         predictions: folders with one image for each example, NAME.png (or jpg, webp); see `Examples.files`.
-            The first is the one that the others are compared with.
-        options: of `EditMetrics`.
-        resize: bring images of another size to their example's instead of refusing them.
-        allow_missing: score the examples that all folders have an image for.
-        max_samples: examples shown in the report, at most.
+            The others are compared with the first.
+        options: arguments of `EditMetrics`.
+        resize: resize images whose size differs from their example's; otherwise they are an error.
+        allow_missing: score only the examples that have an image in every folder; otherwise a missing image is an
+            error.
+        max_samples: maximum number of examples in the report.
 
     Returns:
         The content of comparison.json.
 
     Raises:
-        InputError: a folder or an image is missing, unreadable, doubled or of another size, or something required
-            cannot be measured; nothing has been written then.
+        InputError: a folder or an image is missing, unreadable, duplicated or of another size, or a required metric
+            cannot be measured. Nothing has been written in that case.
     """
     labels = folder_labels(predictions)
     systems = [
@@ -97,23 +98,24 @@ def evaluate(
     write_atomic(out / "comparison.json", (json.dumps(comparison, indent=2) + "\n").encode())
     write_atomic(out / "comparison.md", markdown(comparison).encode())
     write_atomic(out / "comparison.csv", _csv(comparison).encode())
-    rows = {system.label: list(system.metrics.per_sample().values()) for system in systems}
-    write_comparison_page(out / "report.html", comparison, samples, rows)
+    scores = {system.label: list(system.metrics.per_sample().values()) for system in systems}
+    write_comparison_page(out / "report.html", comparison, samples, scores)
     return comparison
 
 
 def compare(systems: Sequence[System]) -> dict[str, Any]:
-    """Scores of all systems and of the source unedited, and how each differs from the first, image by image.
+    """Collect the scores of all systems and of the unedited source, and their differences from the first system.
 
     Returns:
         {"n", "systems": {label: {metric: {"value", "interval"}}}, "differences": {label: {metric: {"value",
-        "interval", "better"}}}, "not_measured": {metric: reason}}. A difference is this system minus the first; its
-        interval is the 95 % bootstrap over images, both drawn together (of CLIP-FID, ± 1.96 standard deviations of
-        the resampled difference); "better" is whether the whole interval is on the good side, None if it holds 0.
+        "interval", "better"}}}, "not_measured": {metric: reason}}. A difference is this system minus the first. Its
+        interval is the 95 % bootstrap over images, paired by image (for CLIP-FID, ± 1.96 standard deviations of the
+        resampled difference). "better" is true if the whole interval is an improvement, false if it is a deterioration,
+        and None if it contains zero.
     """
     first = systems[0]
-    reasons = {k: v for k, v in first.result["not_measured"].items() if k in METRICS}
-    measured = [name for name in METRICS if name not in reasons]
+    not_measured = {k: v for k, v in first.result["not_measured"].items() if k in METRICS}
+    measured = [name for name in METRICS if name not in not_measured]
     scores: dict[str, Any] = {}
     for system in systems:
         scores[system.label] = {name: _entry(system.result, name) for name in measured}
@@ -130,7 +132,7 @@ def compare(systems: Sequence[System]) -> dict[str, Any]:
     }
     n = first.result["n"]
     return {
-        "n": n, "first": first.label, "systems": scores, "differences": differences, "not_measured": reasons
+        "n": n, "first": first.label, "systems": scores, "differences": differences, "not_measured": not_measured
     }  # fmt: skip
 
 
@@ -139,7 +141,12 @@ def _entry(result: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _difference(name: str, ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], suffix: str) -> dict[str, Any]:
-    """Of one metric; each side is its scores and its features, `suffix` says which of their scores."""
+    """The difference of one metric between two systems.
+
+    Args:
+        ours, theirs: scores [n, len(SCORES)] and CLIP features [n, 3, 512].
+        suffix: `COPY` to take their scores of the unedited source.
+    """
     if name == "clip_fid":
         value, spread = _fid_difference(ours[1], theirs[1], 1 if suffix else 0)
         low, high = value - 1.96 * spread, value + 1.96 * spread
@@ -148,13 +155,12 @@ def _difference(name: str, ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Te
         per_image = (theirs[0][:, column] - ours[0][:, here])[:, None]
         value = per_image.nanmean().item()
         low, high = interval(bootstrap_means(per_image, RESAMPLES)[:, 0]) if len(per_image) > 1 else (value, value)
-    good = ROWS[name][1]
-    better = None if low <= 0 <= high else (low > 0) == (good > 0)
+    better = None if low <= 0 <= high else (low > 0) == (ROWS[name].better > 0)
     return {"value": value, "interval": [low, high], "better": better}
 
 
 def _fid_difference(first: Tensor, other: Tensor, which: int) -> tuple[float, float]:
-    """CLIP-FID of `other`'s images less that of `first`'s, and the standard deviation over images drawn together."""
+    """CLIP-FID of `other` minus that of `first`, and its standard deviation over paired bootstrap samples."""
     generator, n = torch.Generator().manual_seed(0), len(first)
 
     def at(index: Tensor) -> float:
@@ -166,36 +172,36 @@ def _fid_difference(first: Tensor, other: Tensor, which: int) -> tuple[float, fl
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:
-    """The table in Markdown: a row a system, ± half an interval, best in bold, and differences from the first."""
+    """Format a comparison as Markdown: one row per system with half intervals, the best in bold, and differences."""
     measured = list(next(iter(comparison["systems"].values())))
-    heads = [f"{ROWS[name][0]} {'↑' if ROWS[name][1] > 0 else '↓'}" for name in measured]
+    heads = [f"{ROWS[name].label} {ROWS[name].arrow}" for name in measured]
     rule = "|---|" + "---|" * len(heads)
     lines = [f"{comparison['n']} images; ± half the 95 % bootstrap interval over images", ""]
     lines += ["| | " + " | ".join(heads) + " |", rule]
     judged = {k: v for k, v in comparison["systems"].items() if k not in (SOURCE, TARGET)}
-    best = {name: max(v[name]["value"] * ROWS[name][1] for v in judged.values()) for name in measured}
-    for label, scores in comparison["systems"].items():
+    best = {name: max(v[name]["value"] * ROWS[name].better for v in judged.values()) for name in measured}
+    for system, scores in comparison["systems"].items():
         cells = []
         for name in measured:
-            _, good, unit, decimals = ROWS[name]
             if name not in scores:
                 cells.append("")
                 continue
-            value = f"{scores[name]['value']:.{decimals}f}{unit}"
-            bold = label in judged and scores[name]["value"] * good == best[name]
-            cells.append((f"**{value}**" if bold else value) + _half(scores[name]["interval"], decimals))
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    lines += ["", f"Differences from {comparison['first']}, image by image:", ""]
+            row, entry = ROWS[name], scores[name]
+            value = f"{entry['value']:.{row.decimals}f}{row.unit}"
+            bold = system in judged and entry["value"] * row.better == best[name]
+            cells.append((f"**{value}**" if bold else value) + _half(entry["interval"], row.decimals))
+        lines.append(f"| {system} | " + " | ".join(cells) + " |")
+    lines += ["", f"Differences from {comparison['first']}, paired by image:", ""]
     lines += ["| | " + " | ".join(heads) + " |", rule]
-    for label, entries in comparison["differences"].items():
+    for system, entries in comparison["differences"].items():
         cells = []
         for name in measured:
-            entry, (_, _, unit, decimals) = entries[name], ROWS[name]
+            entry, row = entries[name], ROWS[name]
             mark = {True: " better", False: " worse", None: ""}[entry["better"]]
-            cells.append(f"{entry['value']:+.{decimals}f}{unit}{_half(entry['interval'], decimals)}{mark}")
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    for reason in dict.fromkeys(comparison["not_measured"].values()):
-        names = [name for name, why in comparison["not_measured"].items() if why == reason]
+            half = _half(entry["interval"], row.decimals)
+            cells.append(f"{entry['value']:+.{row.decimals}f}{row.unit}{half}{mark}")
+        lines.append(f"| {system} | " + " | ".join(cells) + " |")
+    for reason, names in reasons(comparison["not_measured"]).items():
         lines += ["", f"Not measured: {', '.join(names)}: {reason}"]
     return "\n".join(lines) + "\n"
 
@@ -217,80 +223,23 @@ def _csv(comparison: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-# Reading predictions
-
-
-def folder_labels(folders: Sequence[Path]) -> list[str]:
-    """Names of the folders, with those of their parents where two are alike."""
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder of predictions")
-    parts = [folder.resolve().parts for folder in folders]
-    if len(set(parts)) < len(parts):
-        double = next(f for f, p in zip(folders, parts, strict=True) if parts.count(p) > 1)
-        raise InputError(f"{double} is given twice; name every folder once")
-    for depth in range(1, max(map(len, parts)) + 1):
-        labels = ["-".join(part.strip("/") for part in p[-depth:] if part.strip("/")) for p in parts]
-        if len(set(labels)) == len(labels):
-            return labels
-    return [str(number) for number in range(1, len(folders) + 1)]
-
-
-def find_predictions(folder: Path, examples: Examples) -> dict[str, Path]:
-    """The image of every example that has one.
+def _common(systems: Sequence[System], examples: Examples, allow_missing: bool) -> list[int]:
+    """The examples that have an image in every system.
 
     Raises:
-        InputError: an example has two, or none of the examples has one.
+        InputError: an example has none and `allow_missing` is false, or no example is left.
     """
-    found: dict[str, Path] = {}
-    for index, name in enumerate(examples.names):
-        paths = [folder / f"{stem}{suffix}" for stem in dict.fromkeys(examples.files(index)) for suffix in IMAGES]
-        there = [path for path in paths if path.is_file()]
-        if len(there) > 1:
-            raise InputError(f"{there[0]} and {there[1]} are both predictions of {name}; remove one")
-        if there:
-            found[name] = there[0]
-    if not found:
-        raise InputError(
-            f"{folder} holds no prediction of any of {len(examples.names)} examples; name images after them, "
-            f"{examples.names[0]}.png first"
-        )
-    return found
-
-
-def _common(systems: Sequence[System], examples: Examples, allow_missing: bool) -> list[int]:
-    """The examples that every system has an image for."""
     for system in systems:
         missing = [name for name in examples.names if name not in system.files]
         if missing and not allow_missing:
             raise InputError(
-                f"{system.folder} lacks {len(missing)} of {len(examples.names)} predictions, {missing[0]}.png first; "
-                "add them, or score what all folders have with --allow-missing"
+                f"{system.folder} lacks {len(missing)} of {len(examples.names)} predictions; the first is "
+                f"{missing[0]}.png; add them, or score only the examples that all folders have with --allow-missing"
             )
     indices = [i for i, name in enumerate(examples.names) if all(name in system.files for system in systems)]
     if not indices:
-        raise InputError("there is no example that all folders have a prediction for")
+        raise InputError("no example has a prediction in every folder; name each image after its example")
     return indices
-
-
-def check_sizes(folder: Path, files: Mapping[str, Path], sizes: Mapping[str, tuple[int, int]]) -> None:
-    """Raises InputError when an image does not decode or differs from its example's size (height, width)."""
-    wrong = []
-    for name, (height, width) in sizes.items():
-        image = read_image(files[name])
-        if image.size != (width, height):
-            wrong.append((name, image.size, (width, height)))
-    if wrong:
-        name, (w, h), (width, height) = wrong[0]
-        raise InputError(
-            f"{len(wrong)} of {len(sizes)} predictions in {folder} have another size than their example, {name} "
-            f"first ({w}x{h} instead of {width}x{height}, width x height); resize them with --resize"
-        )
-
-
-def prediction(path: Path, size: tuple[int, int]) -> Tensor:
-    """uint8 [3, h, w], transparency dropped, resized if it must be."""
-    return squeeze(read_image(path), size)
 
 
 def _sample(batch: EditBatch, systems: Sequence[System], images: Sequence[Tensor]) -> ReportSample:

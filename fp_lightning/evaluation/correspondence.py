@@ -1,4 +1,4 @@
-"""Where attention looks for each target token, against the tracks: the paper's Figure 8 as numbers."""
+"""Compare the attention between the frames with the true tracks: the paper's Figure 8 as numbers."""
 
 from __future__ import annotations
 
@@ -24,50 +24,51 @@ from fp_lightning.model.matching import (
 )
 from fp_lightning.types import MOVING_WIDTH, EditBatch, to_uint8
 
-WITHIN = (1, 2, 4)  # tokens
-ENTRIES = 1 << 24  # of attention that exist at a time
+WITHIN = (1, 2, 4)  # tokens: limits of a correct correspondence
+ENTRIES = 1 << 24  # attention entries that are held in memory at a time
 
 
 class CorrespondenceMetrics(Metric):
-    """How far the source token with the most attention is from the tracked one, for every layer.
+    """Distance between the most attended source token and the tracked source token, per layer.
 
-    One call of the network on the true pair with noise: for every target token with a visible track, the attention
-    to the source's tokens is averaged over heads, and its arg-max compared with the token that holds the track.
-    Of matching attention it is the branch's, of cross-frame attention the source's share of it.
+    The network runs once on the noised true pair. For each target token with a visible track, the attention to the
+    source tokens is averaged over heads, and its arg-max is compared with the token that contains the track. In
+    matching attention, the branch's attention is measured; in cross-frame attention, its part over the source tokens.
 
-    `pictures` shows it for the first images of this process: the source's tokens, each at the target tokens that look
-    at it most, by the last layer of the finest grid; close to the target where attention has found everything.
+    `pictures` visualises the first images of this process: each target token is replaced by its most attended source
+    token, in the last layer of the finest grid. The better the correspondence, the closer the picture is to the
+    target.
 
     Args:
-        layers: names of the attention layers, `spatial_attentions(unet)`.
-        sigma: noise level of both frames' latents.
-        keep: pictures at most.
+        layers: names of the attention layers, see `fp_lightning.model.matching.spatial_attentions`.
+        sigma: noise level of the latents of both frames.
+        keep: maximum number of pictures.
     """
 
     full_state_update = False
-    sums: Tensor  # [layers, 2 + len(WITHIN)]: tokens, their errors in pixels at 512 px width, how many are within
+    sums: Tensor  # [layers, 2 + len(WITHIN)]: tokens, sum of errors in pixels at 512 px width, tokens within each limit
 
     def __init__(self, layers: Sequence[str], sigma: float = 1.0, keep: int = 24) -> None:
         super().__init__()
         self.layers, self.sigma, self.keep = list(layers), sigma, keep
-        self.pictures: dict[str, Tensor] = {}  # uint8 [3, h, w] by the image's name
-        self._finest: Tensor | None = None  # the last call's arg-max on the finest grid, long [b, tokens]
+        self.pictures: dict[str, Tensor] = {}  # uint8 [3, h, w] by image name
+        self._finest: Tensor | None = None  # arg-max of the last call on the finest grid, long [b, tokens]
         self.add_state("sums", torch.zeros(len(self.layers), 2 + len(WITHIN), dtype=EXACT), dist_reduce_fx="sum")
 
     @torch.no_grad()
     def update(self, editor: FramePainter, batch: EditBatch, generators: edm.Generators) -> None:
-        """Adds the tokens of a batch with tracks; does nothing where the network has no attention between frames.
+        """Add the tokens of a batch. Without tracks or targets, or without attention between frames, nothing is added.
 
         Args:
-            generators: one a sample, on the CPU, for its noise.
+            generators: noise generators on the CPU, one per sample.
         """
-        self.sums = self.sums.to(EXACT)  # `module.to(bfloat16)` lowers states too, which start as zeros
+        self.sums = self.sums.to(EXACT)  # `module.to(bfloat16)` casts states too
         if batch.tracks is None or batch.visible is None or batch.target is None:
             return
         truth = Correspondence(batch.tracks, batch.visible, (batch.source.shape[-2], batch.source.shape[-1]))
         self._finest = None
-        for seen in probe(editor, batch, self.sigma, generators):
-            self._add(seen, truth)
+        for layer in probe(editor, batch, self.sigma, generators):
+            self._add(layer, truth)
         best: Sequence[Tensor] = [] if self._finest is None else list(self._finest)
         for name, source, found in zip(batch.name[: len(best)], batch.source[: len(best)], best, strict=True):
             if len(self.pictures) < self.keep:
@@ -78,8 +79,12 @@ class CorrespondenceMetrics(Metric):
         self.pictures = {}
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """By layer: "tokens" (how many), "error" (mean, pixels at 512 px width), "within_1", "within_2", "within_4"
-        (share of tokens, distance in tokens); and "all" layers together. Empty if nothing was measured."""
+        """Results by layer, and of all layers together as "all"; empty if nothing was measured.
+
+        Returns:
+            {layer: {"tokens": count, "error": mean in pixels at 512 px width, "within_1", "within_2", "within_4":
+            share of tokens whose error is at most 1, 2 and 4 tokens}}.
+        """
         rows = {name: row for name, row in zip(self.layers, self.sums, strict=True) if row[0] > 0}
         if not rows:
             return {}
@@ -90,41 +95,42 @@ class CorrespondenceMetrics(Metric):
             for layer, row in rows.items()
         }
 
-    def _add(self, seen: Seen, truth: Correspondence) -> None:
-        index = truth.source_index(seen.tokens)
-        best = torch.stack([looked_at(q, k, seen.tokens) for q, k in zip(seen.query, seen.key, strict=True)])
-        if self._finest is None or seen.tokens >= self._finest.shape[1]:
+    def _add(self, layer: FrameAttention, truth: Correspondence) -> None:
+        index = truth.source_index(layer.tokens)
+        best = torch.stack([most_attended(q, k, layer.tokens) for q, k in zip(layer.query, layer.key, strict=True)])
+        if self._finest is None or layer.tokens >= self._finest.shape[1]:
             self._finest = best
-        away, pixels = distances(best[index >= 0], index[index >= 0], seen.tokens, truth.size)
+        away, pixels = distances(best[index >= 0], index[index >= 0], layer.tokens, truth.size)
         within = [(away <= limit).sum() for limit in WITHIN]
-        self.sums[self.layers.index(seen.layer)] += torch.stack([away.new_tensor(len(away)), pixels.sum(), *within]).to(
-            self.sums
-        )
+        self.sums[self.layers.index(layer.layer)] += torch.stack(
+            [away.new_tensor(len(away)), pixels.sum(), *within]
+        ).to(self.sums)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Queries and keys of one attention layer that joins the frames."""
+class FrameAttention:
+    """Queries and keys of an attention layer between the frames."""
 
     layer: str
-    query: Tensor  # [b, h, n, d] of the target's tokens
-    key: Tensor  # [b, h, m, d]; the first n are the source's tokens, the others, if any, the target's
+    query: Tensor  # [b, h, n, d] of the target tokens
+    key: Tensor  # [b, h, m, d]; the first n are the source tokens, the others, if any, the target tokens
     tokens: int  # n
 
 
 @torch.no_grad()
-def probe(editor: FramePainter, batch: EditBatch, sigma: float, generators: edm.Generators) -> Iterator[Seen]:
-    """One call of the network on the true pairs with noise of level `sigma`; what its attention between frames asks.
+def probe(editor: FramePainter, batch: EditBatch, sigma: float, generators: edm.Generators) -> Iterator[FrameAttention]:
+    """Run the network once on the noised true pairs, and yield the queries and keys of attention between the frames.
 
-    Of matching attention it is the branch's, of cross-frame attention that of the target's tokens. Nothing where the
-    network has no attention between frames.
+    They are those of the branch in matching attention, and those of the target tokens in cross-frame attention. A
+    network without attention between the frames yields nothing.
 
     Args:
         batch: with target, and control or points.
-        generators: one a sample, on the CPU, for its noise.
+        sigma: noise level of both frames.
+        generators: noise generators on the CPU, one per sample.
     """
     device = batch.source.device
-    assert batch.target is not None, "the true pair is looked at"
+    assert batch.target is not None, "the true pair is needed"
 
     def normal(shape: Sequence[int]) -> Tensor:
         return edm.drawn(partial(torch.randn, tuple(shape)), generators).to(device)
@@ -134,7 +140,7 @@ def probe(editor: FramePainter, batch: EditBatch, sigma: float, generators: edm.
     clean = torch.stack([editor.encode(x) for x in (batch.source, batch.target)], 1)
     clean = clean * editor.prior.scaling_factor
     hidden: dict[str, Tensor] = {}
-    asked = {
+    attentions = {
         name: attn
         for name, attn in editor.prior.attentions().items()
         if isinstance(attn.processor, (MatchingAttnProcessor, CrossFrameAttnProcessor))
@@ -146,25 +152,25 @@ def probe(editor: FramePainter, batch: EditBatch, sigma: float, generators: edm.
 
         return hook
 
-    handles = [attn.register_forward_pre_hook(keep(name)) for name, attn in asked.items()]
+    handles = [attn.register_forward_pre_hook(keep(name)) for name, attn in attentions.items()]
     try:
         levels = torch.full((len(batch),), sigma, device=device)
         editor.denoise(clean + sigma * normal(clean.shape[1:]), levels, condition)
     finally:
         for handle in handles:
             handle.remove()
-    for name, attn in asked.items():
+    for name, attn in attentions.items():
         source, target = rearrange(hidden[name], "(b f) n c -> f b n c", f=2)
         branch = attn.processor if isinstance(attn.processor, MatchingAttnProcessor) else attn
         answering = source if branch is attn.processor else torch.cat([source, target], 1)
         query, key = (
             rearrange(x, "b n (h d) -> b h n d", h=attn.heads) for x in (branch.to_q(target), branch.to_k(answering))
         )
-        yield Seen(name, query, key, source.shape[1])
+        yield FrameAttention(name, query, key, source.shape[1])
 
 
 def distances(found: Tensor, wanted: Tensor, tokens: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """How far source tokens are from others, [n] each: in tokens, and in pixels at 512 px width.
+    """Distances between source tokens, [n] each: in tokens, and in pixels at 512 px width.
 
     Args:
         found, wanted: token indices [n] of a grid of `tokens` square tokens.
@@ -183,39 +189,40 @@ def attention_maps(
     generators: edm.Generators,
     sigma: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Where the target's tokens under some points look in the source (the paper's Figure 8), by layer.
+    """Attention of the target tokens at some points to the source tokens (the paper's Figure 8), by layer.
 
     Args:
         batch, generators, sigma: see `probe`.
         points: [b, p, 2] as (x, y) in the target, in pixels.
 
     Returns:
-        For each layer attention [b, h, p, rows, columns] over the source's tokens; of matching attention every map
-        sums to 1, of cross-frame attention to the source's share.
+        {layer: attention [b, h, p, rows, columns] over the source tokens}. Maps of matching attention sum to 1, maps of
+        cross-frame attention to the share of the source tokens.
     """
     (height, width), maps = batch.source.shape[-2:], {}
-    for seen in probe(editor, batch, sigma, generators):
-        stride = (height * width / seen.tokens) ** 0.5
+    for layer in probe(editor, batch, sigma, generators):
+        stride = (height * width / layer.tokens) ** 0.5
         rows, columns = round(height / stride), round(width / stride)
         column, row = (points / stride).floor().long().unbind(-1)
         token = row.clamp(0, rows - 1) * columns + column.clamp(0, columns - 1)  # [b, p]
-        query = torch.stack([q[:, index] for q, index in zip(seen.query, token, strict=True)])
-        logits = query.float() @ seen.key.float().mT * query.shape[-1] ** -0.5
-        attention = logits.softmax(-1)[..., : seen.tokens]
-        maps[seen.layer] = attention.unflatten(-1, (rows, columns)).cpu()
+        query = torch.stack([q[:, index] for q, index in zip(layer.query, token, strict=True)])
+        logits = query.float() @ layer.key.float().mT * query.shape[-1] ** -0.5
+        attention = logits.softmax(-1)[..., : layer.tokens]
+        maps[layer.layer] = attention.unflatten(-1, (rows, columns)).cpu()
     return maps
 
 
 def by_head(editor: FramePainter, batch: EditBatch, sigmas: Sequence[float], seed: int = 0) -> list[dict[str, Any]]:
-    """Correspondence and entropy of every layer and head at some noise levels, a row each.
-
-    "tokens" are those with a visible track, "error" (mean, px at 512 px width) and "within_1" (share within one token)
-    are of the arg-max of one head's attention, "entropy" is the mean over target tokens of the attention's entropy by
-    the greatest possible, 0 for a single token and 1 for all alike.
+    """Measure correspondence and entropy of each layer and head at several noise levels.
 
     Args:
         batch: with target, tracks and visible.
-        seed: of the noise, which is the same at every level but for its strength.
+        seed: seed of the noise, which differs between levels only in its strength.
+
+    Returns:
+        One row per noise level, layer and head, with "layer", "grid" (tokens of a frame), "head", "sigma", "tokens"
+        (with a visible track), "error" (mean distance of the arg-max in px at 512 px width), "within_1" (share of
+        tokens with an error of at most one token) and "entropy" (mean of `entropy` over target tokens).
     """
     assert batch.tracks is not None and batch.visible is not None, "correspondence needs tracks"
     size = (batch.source.shape[-2], batch.source.shape[-1])
@@ -223,16 +230,18 @@ def by_head(editor: FramePainter, batch: EditBatch, sigmas: Sequence[float], see
     rows: list[dict[str, Any]] = []
     for sigma in sigmas:
         noise = seeded_generators(batch.name, seed, "correspondence")
-        for seen in probe(editor, batch, sigma, noise):
-            index = truth.source_index(seen.tokens)
-            for head in range(seen.query.shape[1]):
-                query, key = seen.query[:, head], seen.key[:, head]
-                best = torch.stack([looked_at(q[None], k[None], seen.tokens) for q, k in zip(query, key, strict=True)])
-                away, pixels = distances(best[index >= 0], index[index >= 0], seen.tokens, size)
+        for layer in probe(editor, batch, sigma, noise):
+            index = truth.source_index(layer.tokens)
+            for head in range(layer.query.shape[1]):
+                query, key = layer.query[:, head], layer.key[:, head]
+                best = torch.stack(
+                    [most_attended(q[None], k[None], layer.tokens) for q, k in zip(query, key, strict=True)]
+                )
+                away, pixels = distances(best[index >= 0], index[index >= 0], layer.tokens, size)
                 rows.append(
                     {
-                        "layer": seen.layer,
-                        "grid": seen.tokens,
+                        "layer": layer.layer,
+                        "grid": layer.tokens,
                         "head": head,
                         "sigma": sigma,
                         "tokens": len(away),
@@ -245,7 +254,7 @@ def by_head(editor: FramePainter, batch: EditBatch, sigmas: Sequence[float], see
 
 
 def entropy(query: Tensor, key: Tensor) -> Tensor:
-    """Entropy of attention over its keys, by its greatest value ln m: [..., n] in [0, 1].
+    """Entropy of attention over the keys, divided by its maximum ln m: [..., n], 0 for one key and 1 for uniform.
 
     Args:
         query: [..., n, d].
@@ -258,20 +267,20 @@ def entropy(query: Tensor, key: Tensor) -> Tensor:
     return torch.cat(values, -1) / math.log(key.shape[-2])
 
 
-def looked_at(query: Tensor, key: Tensor, tokens: int) -> Tensor:
-    """Which of the first `tokens` keys each query attends to most, on average over heads: long [n].
+def most_attended(query: Tensor, key: Tensor, tokens: int) -> Tensor:
+    """Index of the most attended of the first `tokens` keys for each query, mean over heads: long [n].
 
     Args:
         query: [h, n, d].
-        key: [h, m, d], m ≥ tokens; attention is shared among all of them.
+        key: [h, m, d], m ≥ tokens; the softmax runs over all m keys.
     """
     return torch.cat([rows.argmax(-1) for rows in attention_rows(query, key, tokens)])
 
 
 def attention_rows(query: Tensor, key: Tensor, tokens: int) -> Iterator[Tensor]:
-    """Attention of some queries at a time to the first `tokens` keys, mean over heads: [rows, tokens] each.
+    """Yield attention to the first `tokens` keys in chunks of queries, mean over heads: [rows, tokens] each.
 
-    Arguments are those of `looked_at`.
+    The arguments are those of `most_attended`.
     """
     for rows in query.split(max(1, ENTRIES // (key.shape[0] * key.shape[1])), dim=1):
         logits = rows.float() @ key.float().mT * query.shape[-1] ** -0.5
@@ -280,28 +289,29 @@ def attention_rows(query: Tensor, key: Tensor, tokens: int) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Matches:
-    """Where every token of an edit comes from, by the last layer of the finest grid, mean over heads."""
+    """The source token of each token of an edit, in the last layer of the finest grid, mean over heads."""
 
     grid: tuple[int, int]  # (rows, columns) of tokens
     best: Tensor  # long [n]: the source token with the most attention
-    cells: tuple[int, int]  # (rows, columns) of blocks of tokens, in both images
-    maps: Tensor  # float [m, m]: how much a block of the edit attends to each block of the source, mean over its tokens
+    cells: tuple[int, int]  # (rows, columns) of blocks of tokens in either image
+    maps: Tensor  # float [m, m]: attention of each block of the edit to each block of the source, mean over its tokens
 
 
 @torch.no_grad()
 def matches(
     editor: FramePainter, batch: EditBatch, generators: edm.Generators, sigma: float = 1.0, most: int = 1024
 ) -> Matches | None:
-    """The matches of one edit; None where the network has no attention between frames.
+    """Find the source token of each token of one edit; None if the network has no attention between frames.
 
     Args:
-        batch: one sample, with the edit as target; generators, sigma: see `probe`.
-        most: blocks at most; they are as small as that allows, one token at least.
+        batch: one sample, with the edit as target.
+        generators, sigma: see `probe`.
+        most: maximum number of blocks; blocks are as small as this allows.
     """
-    finest: Seen | None = None
-    for seen in probe(editor, batch, sigma, generators):
-        if finest is None or seen.tokens >= finest.tokens:
-            finest = seen
+    finest: FrameAttention | None = None
+    for layer in probe(editor, batch, sigma, generators):
+        if finest is None or layer.tokens >= finest.tokens:
+            finest = layer
     if finest is None:
         return None
     height, width = batch.source.shape[-2:]
@@ -323,7 +333,7 @@ def matches(
 
 
 def reassembled(source: Tensor, found: Tensor) -> Tensor:
-    """The source uint8 [3, h, w] cut into tokens, and at each place of the target the one that `found` [n] names."""
+    """Rebuild the target from patches of the source uint8 [3, h, w]; `found` [n] is the source token of each patch."""
     stride = round((source.shape[1] * source.shape[2] / len(found)) ** 0.5)
     shape = {"s": stride, "t": stride}
     pieces = rearrange(source, "c (r s) (k t) -> (r k) c s t", **shape)

@@ -1,4 +1,4 @@
-"""Points found by the features of Stable Diffusion 2.1 (DIFT, Tang et al. 2023), as DragBench measures drags."""
+"""Track points with features of Stable Diffusion 2.1 (DIFT, Tang et al. 2023), as DragBench measures drags."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from torch import Tensor
 from fp_lightning.errors import InputError
 from fp_lightning.types import to_unit_range
 
-TIMESTEP, UP_BLOCK, ENSEMBLE = 261, 1, 8  # as DragBench's own evaluation sets them
+TIMESTEP, UP_BLOCK, ENSEMBLE = 261, 1, 8  # settings of DragBench's evaluation
 
 
 class DiftTracker:
-    """Finds points by the most similar feature, by cosine, anywhere in the other image.
+    """Track points to the feature with the highest cosine similarity in the other image.
 
     Args:
-        pipe: a text-to-image pipeline of Stable Diffusion; its VAE, U-Net, text encoder and scheduler are used,
-            with an empty prompt.
-        seed: of the noise, the same for every image.
+        pipe: a text-to-image pipeline of Stable Diffusion. Its VAE, U-Net, text encoder and scheduler are used, with
+            an empty prompt.
+        seed: seed of the noise, which is the same for every image.
     """
 
     def __init__(self, pipe: Any, seed: int = 42) -> None:
         self.pipe, self.seed = pipe, seed
 
     def __call__(self, source: Tensor, edited: Tensor, points: Tensor) -> Tensor:
-        """Where points [p, 2] (x, y) of `source` uint8 [3, h, w] are in `edited`: [p, 2], centres of pixels."""
+        """Find points [p, 2] (x, y) of `source` uint8 [3, h, w] in `edited`: [p, 2], pixel centres."""
         before, after = self.features(source), self.features(edited)
         height, width = source.shape[-2:]
         x, y = points[:, 0].long().clamp(0, width - 1), points[:, 1].long().clamp(0, height - 1)
-        asked = F.normalize(before[:, y, x], dim=0)  # [c, p]
-        best = (asked.T @ F.normalize(after, dim=0).flatten(1)).argmax(1).cpu()
+        query = F.normalize(before[:, y, x], dim=0)  # [c, p]
+        best = (query.T @ F.normalize(after, dim=0).flatten(1)).argmax(1).cpu()
         return torch.stack([best % width, best // width], 1) + 0.5
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Tensor:
-        """[c, h, w] of an image uint8 [3, h, w]: an up-block's output, averaged over noises, enlarged to the image."""
+        """Features [c, h, w] of an image uint8 [3, h, w]: an up-block's output, resized, mean over noise samples."""
         pipe, kept = self.pipe, []
         unet, device = pipe.unet, pipe.unet.device
         generator = torch.Generator().manual_seed(self.seed)
@@ -47,7 +47,7 @@ class DiftTracker:
         noise = torch.randn((ENSEMBLE, *latents.shape[1:]), generator=generator).to(latents)
         timestep = torch.tensor([TIMESTEP], device=device)
         noisy = pipe.scheduler.add_noise(latents.expand(ENSEMBLE, -1, -1, -1), noise, timestep)
-        hook = unet.up_blocks[UP_BLOCK].register_forward_hook(lambda module, given, output: kept.append(output))
+        hook = unet.up_blocks[UP_BLOCK].register_forward_hook(lambda module, args, output: kept.append(output))
         try:
             unet(noisy, timestep, self.prompt().expand(ENSEMBLE, -1, -1))
         finally:
@@ -64,10 +64,10 @@ class DiftTracker:
 
 @lru_cache(maxsize=1)
 def load_dift(name_or_folder: str, device: torch.device, download: bool = False) -> DiftTracker:
-    """The tracker on Stable Diffusion from a folder or the hub's cache.
+    """Load the tracker with Stable Diffusion from a folder or the hub's cache.
 
     Raises:
-        InputError: it is in neither, and may not be or cannot be fetched.
+        InputError: it is in neither and was not downloaded.
     """
     from diffusers import StableDiffusionPipeline
 
@@ -78,7 +78,7 @@ def load_dift(name_or_folder: str, device: torch.device, download: bool = False)
             )
     except (OSError, ValueError) as error:
         raise InputError(
-            f"tracker dift needs Stable Diffusion, which {name_or_folder} is not or lacks "
+            f"tracker dift needs Stable Diffusion, which cannot be loaded from {name_or_folder} "
             f"({str(error).strip().splitlines()[0]}); name its folder as dift_model, or use tracker: flow"
         ) from error
     return DiftTracker(pipe.to(device))

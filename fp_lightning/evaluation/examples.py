@@ -1,4 +1,4 @@
-"""What is evaluated: pairs of a folder, or a drag benchmark as it was published, one batch of one at a time."""
+"""Examples to evaluate: stored pairs or a published drag benchmark, as batches of one sample."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ from fp_lightning.types import EditBatch, VideoPair, to_uint8, to_unit_range
 
 
 class Examples(Protocol):
-    """Numbered examples with names that are fit for files and unique; more than one image may show an example."""
+    """Numbered examples with unique names that are valid file names."""
 
     names: list[str]
 
     def files(self, index: int) -> list[str]:
-        """Paths under a folder of predictions, without suffix, where the example's image may lie."""
+        """Paths in a folder of predictions, without suffix, at which the prediction may be stored."""
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) in pixels."""
 
-    def __getitem__(self, index: int) -> EditBatch: ...
+    def __getitem__(self, index: int) -> EditBatch:
+        """The example as a batch of one sample."""
 
 
 class PairExamples:
-    """Stored pairs, with their exact sketches as the lines that an edit should follow.
+    """Stored pairs, with their sketches as the signal that an edit should follow.
 
     Args:
-        root: folder that `fp-lightning pairs` wrote.
-        listed: a file that `write_list` wrote: its pairs alone, in its order.
+        root: folder written by `fp-lightning pairs`.
+        listed: file written by `fp_lightning.pairs.heldout.write_list`; selects its pairs, in its order.
 
     Raises:
-        InputError: no pairs, or the list does not fit them.
+        InputError: there are no pairs, or the list does not match them.
     """
 
     def __init__(self, root: str | Path, listed: Path | None = None) -> None:
@@ -77,14 +78,14 @@ class PairExamples:
 
 
 class DragExamples:
-    """A drag benchmark: every folder below `root` that holds one of these layouts is an example.
+    """A drag benchmark: each folder below `root` with one of these layouts is an example.
 
-    - DragBench (Shi et al. 2024): `original_image.png`, `meta_data.pkl` with "points", handle and target in turn.
+    - DragBench (Shi et al. 2024): `original_image.png`, `meta_data.pkl` with "points", handles and targets alternating.
     - VFD-Bench (Koo et al. 2025): `input.png`, `gt.png`, `mask.png`, `points.json`.
     - ReD Bench (Zhou et al. 2025): `original_image.png`, `instruction.json` with "point_operations".
 
     Raises:
-        InputError: there is none.
+        InputError: there is no example, or two examples have the same name.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -99,8 +100,8 @@ class DragExamples:
         self.parts = [path.parent.relative_to(self.root).parts for path in self.sources]
         self.names = ["-".join(parts) for parts in self.parts]
         if len(set(self.names)) < len(self.names):
-            double = next(name for name in self.names if self.names.count(name) > 1)
-            raise InputError(f"two examples of {root} would be called {double}; rename a folder")
+            duplicate = next(name for name in self.names if self.names.count(name) > 1)
+            raise InputError(f"two examples of {root} have the name {duplicate}; rename one of their folders")
 
     def files(self, index: int) -> list[str]:
         nested = "/".join(self.parts[index])
@@ -111,7 +112,11 @@ class DragExamples:
         return image.height, image.width
 
     def rows(self, index: int) -> list[Any]:
-        """The drags as they are written, in pixels of the source; see `fp_lightning.media.images.drags`."""
+        """The drags as stored, in pixels of the source; see `fp_lightning.media.images.drags`.
+
+        Raises:
+            InputError: the annotation is damaged.
+        """
         path = _annotation(self.sources[index])
         assert path is not None
         try:
@@ -124,13 +129,13 @@ class DragExamples:
             ends = zip(operations["begin_points"], operations["target_points"], strict=True)
             return [[*begin, *end] for begin, end in ends]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); fetch it again") from error
+            raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); download it again") from error
 
     def __getitem__(self, index: int) -> EditBatch:
         path = self.sources[index]
         image = read_image(path)
         size = image.height, image.width
-        given = drags(self.rows(index), size, size, str(_annotation(path)))[None]
+        points = drags(self.rows(index), size, size, str(_annotation(path)))[None]
         truth, mask = path.with_name("gt.png"), path.with_name("mask.png")
         target = squeeze(read_image(truth), size) if truth.is_file() else None
         region = squeeze(read_image(mask), size)[:1] > 127 if target is not None and mask.is_file() else None
@@ -139,19 +144,19 @@ class DragExamples:
             [self.names[index]],
             target=None if target is None else to_unit_range(target)[None],
             moving=None if region is None else region[None],
-            points=given,
-            points_valid=torch.ones(given.shape[:2], dtype=torch.bool),
+            points=points,
+            points_valid=torch.ones(points.shape[:2], dtype=torch.bool),
         )
 
 
 def _annotation(source: Path) -> Path | None:
-    """The file beside an image that says what is dragged where."""
+    """The annotation file beside a source image; None if there is none."""
     known = ("points.json",) if source.name == "input.png" else ("meta_data.pkl", "instruction.json")
     return next((path for name in known if (path := source.with_name(name)).is_file()), None)
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Numbers, strings, lists, dicts and NumPy arrays; nothing that could run code."""
+    """Unpickle numbers, strings, lists, dicts and NumPy arrays, and refuse everything that could run code."""
 
     ALLOWED = frozenset(
         {
@@ -162,32 +167,33 @@ class _PlainUnpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core.", "numpy._core.")  # its name before NumPy 2
+        module = module.replace("numpy.core.", "numpy._core.")  # the name before NumPy 2
         if (module, name) in self.ALLOWED:
             return super().find_class(module, name)
-        if (module, name) == ("_codecs", "encode"):  # how Python 2's protocol writes bytes
+        if (module, name) == ("_codecs", "encode"):  # how protocol 2 and earlier write bytes
             return lambda text, encoding: text.encode("latin1")
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
+        raise pickle.UnpicklingError(f"it contains {module}.{name}, which is not data")
 
 
 def load_plain(path: Path) -> Any:
-    """A pickle of plain data.
+    """Load a pickle of plain data.
 
     Raises:
-        InputError: it holds anything else, which is not loaded, or is damaged.
+        InputError: the file holds anything else, which is not loaded, or is damaged.
     """
     try:
         return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle may raise anything
-        raise InputError(f"{path} is not loaded: {error}") from error
+        raise InputError(f"{path} is not loaded: {error}; download it again from its source") from error
 
 
 def write_examples(examples: PairExamples | DragExamples, out: Path, seed: int = 0) -> None:
-    """Writes what a system is given, as `predict` reads it: NAME.png with NAME.sketch.png, NAME.coarse.png and
-    NAME.points.json of a pair, or NAME.points.json of a drag.
+    """Write examples as input for `fp-lightning predict`.
+
+    Each example becomes NAME.png with NAME.points.json; a pair also has NAME.sketch.png and NAME.coarse.png.
 
     Args:
-        seed: of the points of a pair.
+        seed: seed of the points drawn from a pair.
     """
     for index, name in enumerate(examples.names):
         if isinstance(examples, DragExamples):

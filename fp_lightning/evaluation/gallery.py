@@ -1,4 +1,4 @@
-"""What templates need to draw histograms of scores and a gallery of samples."""
+"""Prepare histograms of scores and the gallery of samples for the templates."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from fp_lightning.evaluation.samples import ReportSample
 from fp_lightning.media.pictures import SMALL, data_url
 
 BINS, BIN_WIDTH, HEIGHT = 24, 10, 60  # of a histogram, in units of its SVG
-CARD_SCORES = (  # shown with every sample
-    ("psnr_moving", "PSNR, moving", 2, " dB"),
-    ("psnr_moving" + COPY, "source unedited", 2, " dB"),
+CARD_SCORES = (  # shown above the images of a sample: name, label, decimals, unit
+    ("psnr_moving", "PSNR, moving region", 2, " dB"),
+    ("psnr_moving" + COPY, "unedited source", 2, " dB"),
     ("ssim", "SSIM", 3, ""),
     ("lpips", "LPIPS", 3, ""),
-    ("drag_distance", "drags", 1, " px"),
-    ("sketch_distance", "lines", 1, " px"),
+    ("drag_distance", "drag distance", 1, " px"),
+    ("sketch_distance", "sketch distance", 1, " px"),
 )
 
 
 def histograms(rows: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Return histograms of every score over images, with the source's own behind; none for fewer than three images."""
+    """Return a histogram for each metric with at least three scores and more than one value.
+
+    Args:
+        rows: scores by name, one mapping per image. Scores of the unedited source are drawn behind.
+    """
     plots = []
     for key, (label, better, unit, decimals) in ROWS.items():
         scores = [row[key] for row in rows if key in row]
@@ -47,6 +51,7 @@ def histograms(rows: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
 
 
 def _bars(sides: Mapping[str, Sequence[float]], low: float, high: float) -> list[dict[str, Any]]:
+    """Return a bar for each bin that is not empty; heights are relative to the tallest bar of all sides."""
     counts = {side: [0] * BINS for side in sides}
     for side, values in sides.items():
         for value in values:
@@ -67,7 +72,7 @@ def _bars(sides: Mapping[str, Sequence[float]], low: float, high: float) -> list
 
 
 def gallery(samples: Sequence[ReportSample]) -> dict[str, Any]:
-    """Return the variables of the gallery: its samples, and the scores by which they can be sorted."""
+    """Return the variables of the gallery: its samples, and the scores that sort them."""
     known = [key for key in ROWS if any(key in sample.scores for sample in samples)]
     options = [
         (f"{key} {sign}", f"{ROWS[key][0]}, {word} first")
@@ -91,7 +96,7 @@ def _card(sample: ReportSample, known: Sequence[str]) -> dict[str, Any]:
 
 
 def _image(sample: ReportSample, column: str, image: Tensor | None) -> dict[str, Any]:
-    """Return an image of a card. A missing one has no address, and the size of the source."""
+    """Return an image of a card. A missing image has no URL, and the size of the source."""
     height, width = (sample.source if image is None else image).shape[-2:]
     url = None if image is None else data_url(image)
     return {"column": column, "url": url, "width": width, "height": height, "small": width < SMALL}

@@ -1,8 +1,8 @@
-"""How close edited images come to the true targets, beside the floor of returning the source unchanged.
+"""Score edited images against the true targets, with the unchanged source as the baseline.
 
-SSIM, LPIPS and CLIP-FID are the paper's metrics (Table 1). PSNR where something moves is the number that
-tells an edit from no edit: over the whole image, a copy of the source already scores well. Everything is
-measured on images rounded to 8 bits, as users see them.
+SSIM, LPIPS and CLIP-FID are the paper's metrics (Table 1). PSNR in the moving region tells an edit from no edit: over
+the whole image, a copy of the source already scores well. All images are rounded to 8 bits before they are measured,
+as users see them.
 """
 
 from __future__ import annotations
@@ -45,56 +45,56 @@ COPY = "_copy_source"
 REGIONAL = tuple(f"{name}_{region}" for name in ("psnr", "ssim", "lpips") for region in ("moving", "background"))
 PER_IMAGE = ("ssim", "psnr", "lpips", *REGIONAL, "fidelity", "drag_distance", "sketch_distance")
 METRICS = (*PER_IMAGE, "clip_fid")
-ASKED = ("drag_distance", "sketch_distance")  # measured by estimates, which the true target calibrates
+ESTIMATED = ("drag_distance", "sketch_distance")  # rest on estimated motion; the true target's score calibrates them
 TRUTH = "_target"
-SCORES = (*PER_IMAGE, *(name + COPY for name in PER_IMAGE), *(name + TRUTH for name in ASKED))
+SCORES = (*PER_IMAGE, *(name + COPY for name in PER_IMAGE), *(name + TRUTH for name in ESTIMATED))
 GAIN = "psnr_moving_gain"
-NO_TARGET = "there are no targets to compare with"
-UNDEFINED = {  # why a score that needs no network may be undefined for every image
+NO_TARGET = "there are no targets"
+UNDEFINED = {  # why a score that needs no network is undefined for all images
     "moving": "no image has a pixel known to be moving",
     "background": "no image has a pixel known to be background",
-    "drag_distance": "no image has points, or tracks of something that moved",
+    "drag_distance": "no image has points or tracks that move",
     "sketch_distance": "no image has a sketch",
 }
 
 
 class EditMetrics(Metric):
-    """Scores of edited images against their targets; `compute()` is the content of metrics.json.
+    """Scores of edited images against their targets. `compute()` returns the content of metrics.json.
 
-    Of every image, then averaged over images: SSIM, PSNR and LPIPS against the target, over all of it, over what
-    moves in the true pair ("moving") and over the rest ("background"); an image without such pixels is left out
-    (`n_moving` counts the others). `fidelity` is 1 − LPIPS against the source (DragDiffusion, Shi et al. 2024).
-    `drag_distance` is how far handles are found from where they should be, of the drags given, or of all that
-    truly moved where none are; `sketch_distance` how far drawn lines and outlines of what the edit moved are apart
-    (`fp_lightning.evaluation.adherence`). CLIP-FID compares the two sets of images and needs two or more; it is
-    biased upwards when they are few, so compare equal n.
+    SSIM, PSNR and LPIPS compare each image with its target: over the whole image, over what moves in the true pair
+    ("moving") and over the rest ("background"). An image without such a region is left out; `n_moving` counts the
+    images with motion. `fidelity` is 1 − LPIPS against the source (DragDiffusion, Shi et al. 2024). `drag_distance`
+    is the mean distance from the target of each drag to where its handle is found; without drags, the true tracks
+    that move are used. `sketch_distance` is the chamfer distance between drawn lines and the outlines of what the
+    edit moved (see `fp_lightning.evaluation.adherence`). All of these are averaged over images. CLIP-FID compares the
+    two sets of images and needs at least two; it is biased upwards for few images, so compare equal n.
 
-    Every name that ends in `_copy_source` is the same score for the source returned unchanged, and
-    `psnr_moving_gain` is the lead over it, in dB. Both distances rest on estimated motion: `drag_distance_target` and
-    `sketch_distance_target` are those of the true target, below which no difference means anything. `intervals`
-    holds 95 % bootstrap intervals over images: of the mean by percentiles, of CLIP-FID, whose resamples are biased,
-    the value ± 1.96 of their standard deviation.
+    Each score has a twin that ends in `_copy_source`: the score of the unchanged source. `psnr_moving_gain` is the
+    difference of the two in dB. Both distances rest on estimated motion. `drag_distance_target` and
+    `sketch_distance_target` are the distances of the true target; smaller differences mean nothing. `intervals` holds
+    95 % bootstrap intervals over images: percentiles of the mean, or for CLIP-FID, whose resamples are biased, the
+    value ± 1.96 standard deviations.
 
-    Scores are kept by image, in an order that depends on the names alone, so that any split over batches and
-    processes gives one result, to the rounding of the networks' float32; an image that comes twice counts once.
-    LPIPS and CLIP run once their weights are on disk; else they are None and `not_measured` says why. The networks
-    are cached per process, outside the module tree: no checkpoint, optimiser or copy ever holds them.
+    Scores are kept per image, in an order that depends on the names alone. Any split over batches and processes
+    therefore gives the same result, up to the float32 rounding of the networks. An image that comes twice counts once.
+    LPIPS and CLIP-FID need weights on disk; without them they are None and `not_measured` gives the reason. The
+    networks are cached per process outside the module tree, so that no checkpoint, optimiser or copy holds them.
 
     Args:
         clip_model: folder or hub name of CLIP ViT-B/32.
-        download: fetch missing weights on the first update instead of leaving the metric unmeasured.
-        flow: estimator for drags and sketches, one of `fp_lightning.pairs.flow.registry.FLOWS`.
-        tracker: finds dragged points, by "flow" or by the features of Stable Diffusion ("dift").
+        download: download missing weights at the first update; otherwise their metrics are not measured.
+        flow: flow estimator for drags and sketches, one of `fp_lightning.pairs.flow.registry.FLOWS`.
+        tracker: finds dragged points by "flow", or by the features of Stable Diffusion ("dift").
         dift_model: folder or hub name of Stable Diffusion 2.1, for "dift".
-        require: names, of "lpips" and "clip_fid", that must be measured.
+        require: which of "lpips" and "clip_fid" must be measured.
 
     Raises:
-        InputError: an unknown name; from `update` and `compute`, something required cannot be measured.
+        InputError: an argument has an unknown value; from `update` and `compute`, a required metric cannot be measured.
     """
 
     full_state_update = False
     rows: list[Tensor]  # [b, 2 · scores] in the order of SCORES
-    keys: list[Tensor]  # int64 [b] of their names
+    keys: list[Tensor]  # int64 [b]: see `name_key`
     features: list[Tensor]  # [b, 3 · 512]: edited, source, target
     feature_keys: list[Tensor]  # int64 [b]
 
@@ -110,7 +110,7 @@ class EditMetrics(Metric):
         super().__init__()
         unknown = set(require) - {"lpips", "clip_fid"}
         if unknown:
-            raise InputError(f"require takes lpips and clip_fid, got {', '.join(sorted(unknown))}")
+            raise InputError(f"require takes lpips and clip_fid, got {', '.join(sorted(unknown))}; remove the others")
         if tracker not in ("flow", "dift"):
             raise InputError(f"tracker must be flow or dift, got {tracker!r}")
         self.clip_model, self.download, self.require = clip_model, download, tuple(require)
@@ -121,20 +121,21 @@ class EditMetrics(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, edited: Tensor, batch: EditBatch) -> None:
-        """Adds images.
+        """Add images.
 
         Args:
             edited: float [b, 3, h, w] in [-1, 1].
-            batch: without `target`, as drag benchmarks have none, only fidelity and distances are measured;
-                without `moving`, the scores by region leave its images out.
+            batch: without `target`, as in drag benchmarks, only fidelity and distances are measured; without
+                `moving`, the scores by region leave its images out.
 
         Raises:
-            ValueError: source or target have another shape.
+            ValueError: the source or the target has another shape.
         """
         for name, image in (("source", batch.source), ("target", batch.target)):
             if image is not None and image.shape != edited.shape:
                 raise ValueError(
-                    f"edited images {list(edited.shape)} need a {name} of their shape, got {list(image.shape)}"
+                    f"edited images {list(edited.shape)} need a {name} of their shape, got {list(image.shape)}; "
+                    "resize the edited images"
                 )
         with torch.autocast(edited.device.type, enabled=False), torch.no_grad():
             image, source = to_uint8(edited), to_uint8(batch.source)
@@ -143,7 +144,7 @@ class EditMetrics(Metric):
             scores |= {k + COPY: v for k, v in self._scores(source, source, target, batch).items()}
             unknown = torch.full((2, len(batch)), torch.nan, device=edited.device)
             truth = unknown if target is None else self._adherence(target, source, batch)
-            scores |= {name + TRUTH: values for name, values in zip(ASKED, truth, strict=True)}
+            scores |= {name + TRUTH: values for name, values in zip(ESTIMATED, truth, strict=True)}
             keys = torch.tensor([name_key(name) for name in batch.name], device=edited.device)
             if target is not None:
                 self._add_features([image, source, target], keys)
@@ -154,7 +155,7 @@ class EditMetrics(Metric):
             self._per_sample[name] = {key: x for key, x in zip(SCORES, row, strict=True) if x == x}
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """A process that has seen nothing joins in with no rows of the right width."""
+        """Gather the states of all processes; a process without images contributes tables without rows."""
         widths = {"rows": (len(SCORES), EXACT), "features": (3 * CLIP_WIDTH, torch.float32)}
         for name in ("rows", "keys", "features", "feature_keys"):
             if not getattr(self, name):
@@ -164,7 +165,7 @@ class EditMetrics(Metric):
         super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Any]:
-        """Scores by name over all processes; None where `not_measured` has the reason."""
+        """Scores by name over all processes; a score of None has its reason in `not_measured`."""
         table, features = self.table(), self.feature_table()
         n, n_clip = len(table), len(features)
         counts = dict(zip(SCORES, (~table.isnan()).sum(0).tolist(), strict=True))
@@ -182,7 +183,7 @@ class EditMetrics(Metric):
                 else:
                     fid = name == "clip_fid"
                     result[name + suffix] = clip_fid(features, which) if fid else means[name + suffix]
-        for name in ASKED:
+        for name in ESTIMATED:
             result[name + TRUTH] = None if name in reasons or not counts[name + TRUTH] else means[name + TRUTH]
             reasons.setdefault(name + TRUTH, reasons.get(name, NO_TARGET))
         if "psnr_moving" in reasons:
@@ -194,18 +195,18 @@ class EditMetrics(Metric):
         return {**result, "not_measured": not_measured}
 
     def table(self) -> Tensor:
-        """Scores [n, len(SCORES)] by image, NaN where one is undefined; the order depends on the names alone."""
+        """Scores [n, len(SCORES)] of all images, NaN where undefined. The order depends on the image names alone."""
         rows = dim_zero_cat(self.rows) if len(self.rows) else torch.zeros(0, len(SCORES), dtype=EXACT)
         return _ordered(rows, self.keys)
 
     def feature_table(self) -> Tensor:
-        """CLIP's features [n, 3, 512] of edited, source and target, in the same order."""
+        """CLIP features [n, 3, 512] of edited image, source and target, in the order of `table`."""
         empty = torch.zeros(0, 3 * CLIP_WIDTH)
         rows = dim_zero_cat(self.features) if len(self.features) else empty
         return _ordered(rows, self.feature_keys).unflatten(1, (3, CLIP_WIDTH)).to(EXACT)
 
     def per_sample(self) -> dict[str, dict[str, float]]:
-        """Scores of this process's images since the last reset, by image name, then by score."""
+        """Scores of this process since the last reset, by image name, then by score name."""
         return self._per_sample
 
     def reset(self) -> None:
@@ -213,7 +214,7 @@ class EditMetrics(Metric):
         self._per_sample = {}
 
     def _reasons(self, n: int, n_clip: int, counts: dict[str, int]) -> dict[str, str]:
-        """Why which of METRICS has no value."""
+        """The reason for each of METRICS that has no value."""
         if n == 0:
             return dict.fromkeys(METRICS, "no image was evaluated")
         elsewhere = "its weights are missing in another process"
@@ -230,11 +231,11 @@ class EditMetrics(Metric):
         elif n_clip < n:
             reasons["clip_fid"] = self._missing.get("clip_fid", elsewhere)
         elif n < 2:
-            reasons["clip_fid"] = "a Fréchet distance needs two images or more"
+            reasons["clip_fid"] = "a Fréchet distance needs at least two images"
         return reasons
 
     def _intervals(self, table: Tensor, features: Tensor, result: dict[str, Any]) -> dict[str, list[float]]:
-        """95 % intervals of all that is measured, by name."""
+        """95 % intervals of all measured scores, by name."""
         columns = [name for name in SCORES if result.get(name) is not None]
         if len(table) < 2:
             return {}
@@ -252,7 +253,7 @@ class EditMetrics(Metric):
         return found
 
     def _scores(self, image: Tensor, source: Tensor, target: Tensor | None, batch: EditBatch) -> dict[str, Tensor]:
-        """PER_IMAGE scores [b] of uint8 images; NaN where one is undefined or not measured."""
+        """PER_IMAGE scores [b] of uint8 images, NaN where undefined or not measured."""
         undefined = torch.full((len(image),), torch.nan, dtype=EXACT, device=image.device)
         scores = dict.fromkeys(PER_IMAGE, undefined)
         network = self._network("lpips", image.device)
@@ -272,15 +273,18 @@ class EditMetrics(Metric):
         if network is not None:
             pair = to_unit_range(image), to_unit_range(source)
             scores["fidelity"] = 1 - lpips_over(lpips_maps(network, *pair))
-        return {**scores, **dict(zip(ASKED, self._adherence(image, source, batch), strict=True))}
+        return {**scores, **dict(zip(ESTIMATED, self._adherence(image, source, batch), strict=True))}
 
     def _adherence(self, images: Tensor, sources: Tensor, batch: EditBatch) -> Tensor:
-        """Drag and sketch distances [2, b] of uint8 images, NaN where nothing of the kind was asked for."""
+        """Drag and sketch distances [2, b] of uint8 images, NaN where an image has no drag or sketch."""
         same = images is sources
-        rows = [self._followed(images[i], sources[i], batch, i, same) for i in range(len(images))]
+        rows = [self._distances(images[i], sources[i], batch, i, same) for i in range(len(images))]
         return torch.tensor(rows, dtype=EXACT, device=images.device).T
 
-    def _followed(self, image: Tensor, source: Tensor, batch: EditBatch, index: int, same: bool) -> tuple[float, float]:
+    def _distances(
+        self, image: Tensor, source: Tensor, batch: EditBatch, index: int, same: bool
+    ) -> tuple[float, float]:
+        """Drag and sketch distance of one image; `same` says that it is the source."""
         size, undefined = (source.shape[-2], source.shape[-1]), float("nan")
         drags = torch.zeros(0, 4)
         if batch.points is not None:
@@ -290,7 +294,7 @@ class EditMetrics(Metric):
             drags = tracked_drags(batch.tracks[index].float().cpu(), batch.visible[index].cpu(), size)
         control = None if batch.control is None else batch.control[index].cpu()
         drawn = control[0] > 0 if control is not None and is_sketch(control) else None
-        if same:  # nothing has moved, which needs no estimate
+        if same:  # nothing has moved, so no estimate is needed
             stayed = (drags[:, :2] - drags[:, 2:]).norm(dim=1).mean().item() * MOVING_WIDTH / size[1]
             return stayed if len(drags) else undefined, undefined if drawn is None else FARTHEST
         before, after, estimator = source.cpu(), image.cpu(), flow_estimator(self.flow)
@@ -313,7 +317,7 @@ class EditMetrics(Metric):
             self.feature_keys.append(keys)
 
     def _network(self, name: str, device: torch.device) -> Any:
-        """The network behind LPIPS or CLIP-FID; None, with the reason kept, without its weights."""
+        """The network of LPIPS or CLIP-FID. None if its weights are missing; the reason is kept for `compute`."""
         if name in self._missing:
             return None
         try:
@@ -328,12 +332,12 @@ class EditMetrics(Metric):
 
 
 def name_key(name: str) -> int:
-    """63 bits that stand for an image's name in every process."""
+    """Hash an image's name to 63 bits, equal in all processes."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
 
 def _ordered(rows: Tensor, keys: list[Tensor]) -> Tensor:
-    """The rows by key, one of each."""
+    """The rows sorted by key, one for each key."""
     if not len(rows):
         return rows
     known = dim_zero_cat(keys).cpu()

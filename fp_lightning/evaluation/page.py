@@ -1,4 +1,4 @@
-"""report.html of a comparison: the table, distributions, and every sample by every system."""
+"""Write report.html of a comparison: metrics, distributions, and every sample by every system."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def write_comparison_page(
     """Write the page.
 
     Args:
-        comparison: as `fp_lightning.evaluation.compare.compare` returns it.
-        samples: shown in the gallery; `others` holds the images of all systems but the first.
-        rows: scores by image of each system, for the distributions.
+        comparison: result of `fp_lightning.evaluation.compare.compare`.
+        samples: samples of the gallery; `others` holds the images of all systems but the first.
+        rows: scores by system, then by image, for the distributions.
     """
     labels = list(rows)
     title = f"{' against '.join(labels)} on {comparison['n']} images"
@@ -45,7 +45,7 @@ def write_comparison_page(
 
 
 def _row(name: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a metric's row, a cell per system; a cell is None if the system has no such score."""
+    """Return one metric of all systems; a cell is None if the system does not have the metric."""
     label, better, unit, decimals = ROWS[name]
     cells: list[dict[str, Any] | None] = []
     for system, scores in comparison["systems"].items():

@@ -1,4 +1,4 @@
-"""The networks behind LPIPS and CLIP-FID: found on this machine or fetched, never guessed."""
+"""Load and run the networks of LPIPS and CLIP-FID. Weights come from disk, or are downloaded if allowed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CLIP_MODEL, CLIP_WIDTH = "openai/clip-vit-base-patch32", 512
 
 
 class MissingWeights(Exception):
-    """Weights are not on this machine, or could not be fetched; the message says what to do."""
+    """Weights are not on disk or could not be downloaded; the message says what to do."""
 
 
 def load_lpips(device: torch.device, download: bool) -> nn.Module:
-    """LPIPS on AlexNet, see `lpips_network`.
+    """Load LPIPS on AlexNet; see `lpips_network`.
 
     Raises:
-        MissingWeights: AlexNet is not where torchvision keeps it, and may not be or cannot be fetched.
+        MissingWeights: AlexNet is not in torchvision's cache and was not downloaded.
     """
     weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET_URL.rpartition("/")[2]
     try:
@@ -43,10 +43,10 @@ def load_lpips(device: torch.device, download: bool) -> nn.Module:
 
 
 def load_clip(name_or_folder: str, device: torch.device, download: bool) -> Any:
-    """CLIP's image tower, see `clip_network`.
+    """Load CLIP's image encoder; see `clip_network`.
 
     Raises:
-        MissingWeights: it is neither in a folder of that name nor in the hub's cache, or cannot be fetched.
+        MissingWeights: it is neither in a folder of that name nor in the hub's cache, and was not downloaded.
     """
     try:
         return clip_network(name_or_folder, device, download)
@@ -62,7 +62,7 @@ def load_clip(name_or_folder: str, device: torch.device, download: bool) -> Any:
 
 
 def _line(error: OSError) -> str:
-    """The first line of an error, to be appended to a reason."""
+    """The first line of an error, in brackets."""
     return f" ({str(error).strip().splitlines()[0]})"
 
 
@@ -70,13 +70,13 @@ def _line(error: OSError) -> str:
 def lpips_network(weights: Path, device: torch.device) -> nn.Module:
     """LPIPS v0.1 (Zhang et al. 2018) on AlexNet: (image, target) [b, 3, h, w] in [-1, 1] → [b, 1, 1, 1].
 
-    The linear heads ship with `lpips`; AlexNet's convolutions are read from torchvision's file, never fetched.
+    The linear heads ship with the `lpips` package. AlexNet's convolutions are read from `weights`, torchvision's file.
     """
     import lpips
 
-    # Layers are initialised before they are filled: the caller's random numbers must not change by that.
+    # Building the layers draws random numbers, which must not change those of the caller.
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips calls torchvision with arguments of long ago
+        warnings.simplefilter("ignore")  # lpips calls torchvision with deprecated arguments
         stored = torch.load(weights, map_location="cpu", weights_only=True)
         network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         slices = network.net.state_dict()  # slice2.3.weight is torchvision's features.3.weight
@@ -85,9 +85,9 @@ def lpips_network(weights: Path, device: torch.device) -> nn.Module:
 
 
 def lpips_maps(network: Any, image: Tensor, target: Tensor) -> list[Tensor]:
-    """Distances at every place of each of AlexNet's five layers, [b, 1, h', w'] of images [b, 3, h, w] in [-1, 1].
+    """Distance maps [b, 1, h', w'] of AlexNet's five layers for images [b, 3, h, w] in [-1, 1].
 
-    LPIPS is the sum of the maps' means.
+    LPIPS is the sum of the means of the maps.
     """
     import lpips
 
@@ -97,26 +97,26 @@ def lpips_maps(network: Any, image: Tensor, target: Tensor) -> list[Tensor]:
 
 
 def lpips_over(maps: list[Tensor], region: Tensor | None = None) -> Tensor:
-    """LPIPS [b] of `lpips_maps`, of a region bool [b, 1, h, w] if given: places count by the share of it they hold.
+    """LPIPS [b] from the maps of `lpips_maps`, over a region bool [b, 1, h, w] if given.
 
-    NaN where the region is empty.
+    Each position of a map is weighted by the share of it that the region covers. NaN where the region is empty.
     """
     shares = [None if region is None else _share(region.to(x), x) for x in maps]
     return torch.stack([mean_over(x, share) for x, share in zip(maps, shares, strict=True)]).sum(0)
 
 
 def _share(region: Tensor, x: Tensor) -> Tensor:
-    """How much of each place of x [b, 1, h', w'] a region [b, 1, h, w] covers."""
+    """The share of each position of x [b, 1, h', w'] that a region [b, 1, h, w] covers."""
     return F.adaptive_avg_pool2d(region, (x.shape[-2], x.shape[-1]))
 
 
 @lru_cache(maxsize=1)
 def clip_network(name_or_folder: str, device: torch.device, download: bool) -> Any:
-    """CLIP's image tower with its projection (`CLIPVisionModelWithProjection`), from a folder or the hub's cache.
+    """CLIP's image encoder with its projection (`CLIPVisionModelWithProjection`), from a folder or the hub's cache.
 
     Raises:
-        OSError: it is in neither (and may not be downloaded), or some of its weights are missing.
-        InputError: its features do not have the width of ViT-B/32's.
+        OSError: it is in neither (and `download` is false or failed), or some of its weights are missing.
+        InputError: the width of its features is not that of ViT-B/32.
     """
     from transformers import CLIPVisionModelWithProjection
 
@@ -136,10 +136,10 @@ def clip_network(name_or_folder: str, device: torch.device, download: bool) -> A
 
 
 def clip_features(network: Any, images: Tensor) -> Tensor:
-    """CLIP-FID's features as clean-fid takes them: bicubic to the short side, centre crop, CLIP's colours.
+    """CLIP features, preprocessed as in clean-fid: bicubic resize of the short side, centre crop, CLIP's normalisation.
 
     Args:
-        network: from `clip_network`.
+        network: result of `clip_network`.
         images: uint8 [b, 3, h, w].
 
     Returns:

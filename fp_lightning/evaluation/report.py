@@ -1,4 +1,4 @@
-"""What an evaluation writes: metrics.json and report.html."""
+"""Write the results of an evaluation: metrics.json and report.html."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def write_report(
     """Write `<folder>/report.html`: one file that requests nothing and follows the reader's light or dark theme.
 
     Args:
-        metrics: as `EditMetrics.compute` returns them. Unknown numbers get a row of their own.
-        settings: shown as they are. With "signal" among them ("sketch", "coarse" or "points"), only the
-            paper's row for that signal stands beside the metrics, otherwise all three do.
-        correspondence: by layer, as `CorrespondenceMetrics.compute` returns it.
+        metrics: result of `EditMetrics.compute`. Each unknown number gets its own row.
+        settings: listed on the page. If "signal" is "sketch", "coarse" or "points", the page shows the paper's values
+            for that signal alone, otherwise for all three.
+        correspondence: result of `CorrespondenceMetrics.compute`, by layer.
     """
     settings = settings or {}
     signals = [s for s in PAPER if s == settings.get("signal")] or list(PAPER)
@@ -64,14 +64,14 @@ def write_report(
 
 def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
-        (number(metrics.get("psnr_moving_gain"), 2, " dB", "+"), "over the unedited source, where something moves"),
+        (number(metrics.get("psnr_moving_gain"), 2, " dB", "+"), "PSNR gain over the unedited source, moving region"),
         (number(metrics.get("ssim")), "SSIM"),
         (number(metrics.get("n")), f"images, {number(metrics.get('n_moving'))} of them with motion"),
     ]
 
 
 def _row(key: str, metrics: Mapping[str, Any], signals: Sequence[str]) -> dict[str, Any]:
-    """Return a metric's row: edited, the source unchanged, the difference, the paper's."""
+    """Return one metric: of the edited images, of the unedited source, their difference, and the paper's value."""
     label, better, unit, decimals = ROWS[key]
     value, floor, target = metrics.get(key), metrics.get(key + COPY), metrics.get(f"{key}_target")
     difference = value - floor if value is not None and floor is not None else None
@@ -90,14 +90,14 @@ def _row(key: str, metrics: Mapping[str, Any], signals: Sequence[str]) -> dict[s
 
 
 def _other_metrics(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the numbers among the metrics that have no row of their own."""
+    """Return the numbers among the metrics that are not in `ROWS`."""
     known = {*ROWS, *(key + COPY for key in ROWS), "n", "n_moving", "psnr_moving_gain"}
     known |= {"drag_distance_target", "sketch_distance_target"}
     return [(k, number(v)) for k, v in metrics.items() if k not in known and isinstance(v, int | float)]
 
 
 def _layers(correspondence: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Return the paper's Figure 8 as numbers, a row per layer."""
+    """Return the correspondence of each layer (the paper's Figure 8 as numbers)."""
     return [
         {
             "name": name,

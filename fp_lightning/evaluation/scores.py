@@ -1,4 +1,4 @@
-"""Scores of images against images, as plain functions: PSNR, SSIM, the Fréchet distance of features."""
+"""Compare images with images: PSNR, SSIM, and the Fréchet distance of features."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MSE_FLOOR = 1e-10  # of images in [0, 1]: a perfect image has a PSNR of 100 dB, and no image has more
-# Sums over images stay exact in float64, which no autocast lowers and only Apple's GPUs lack.
+MSE_FLOOR = 1e-10  # of images in [0, 1]; it limits PSNR to 100 dB
+# float64 keeps sums over images exact. Autocast does not lower it; Apple's GPUs do not have it.
 EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
 def mean_over(values: Tensor, region: Tensor | None = None) -> Tensor:
-    """Means [b] of maps [b, 1, h, w], each over its region [b, 1, h, w] (bool or weights); NaN where that is empty."""
+    """Average maps [b, 1, h, w] over regions [b, 1, h, w] (bool or weights): [b], NaN where a region is empty."""
     if region is None:
         return values.mean((1, 2, 3))
     weight = region.to(values)
@@ -22,27 +22,27 @@ def mean_over(values: Tensor, region: Tensor | None = None) -> Tensor:
 
 
 def psnr(image: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio of every image, in dB: `-10 log10 MSE`.
+    """Peak signal-to-noise ratio of each image in dB: `-10 log10 MSE`.
 
     Args:
         image, target: float [b, c, h, w] in [0, 1].
-        region: bool [b, 1, h, w], the pixels that count; None counts them all.
+        region: bool [b, 1, h, w], the pixels that count; None for all pixels.
 
     Returns:
-        [b], at most 100 (MSE_FLOOR); NaN where the region is empty.
+        [b], at most 100 (see `MSE_FLOOR`); NaN where the region is empty.
     """
     error = (image - target).square().mean(1, keepdim=True)
     return -10 * mean_over(error, region).clamp(min=MSE_FLOOR).log10()
 
 
 def ssim_map(image: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity at every pixel, [b, 1, h, w] (Wang et al. 2004): Gaussian windows of 11 px, sigma 1.5.
+    """Structural similarity at each pixel, [b, 1, h, w] (Wang et al. 2004): Gaussian windows of 11 px, sigma 1.5.
 
-    Its mean is torchmetrics' SSIM in float64, which takes 7 s for an image of 576 × 1024. Their float32 is fast,
-    but cancellation costs it up to 0.002 where an image is flat.
+    Its mean equals torchmetrics' SSIM in float64, which takes 7 s for an image of 576 × 1024. torchmetrics' float32 is
+    fast, but cancellation makes it wrong by up to 0.002 in flat regions.
 
     Args:
-        image, target: float [b, c, h, w] in [0, 1], at least 6 pixels wide and high; edges are mirrored.
+        image, target: float [b, c, h, w] in [0, 1], at least 6 px wide and high. Edges are mirrored.
     """
     x, y = image.to(EXACT), target.to(EXACT)
     window = torch.exp(-torch.arange(-5.0, 6.0, dtype=EXACT).square() / (2 * 1.5**2))
@@ -63,33 +63,35 @@ def ssim_map(image: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim(image: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
-    """Structural similarity of every image, [b]: the mean of `ssim_map`, over a region bool [b, 1, h, w] if given.
+    """Structural similarity of each image, [b]: the mean of `ssim_map`, over a region bool [b, 1, h, w] if given.
 
-    A pixel's window reaches 5 px beyond it, also out of the region.
+    Windows extend 5 px around each pixel and may leave the region.
     """
     return mean_over(ssim_map(image, target), region)
 
 
 def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
-    """Squared Fréchet distance of two Gaussians, with clean-fid's arithmetic (Parmar et al. 2022).
+    """Squared Fréchet distance of two Gaussians, computed by clean-fid (Parmar et al. 2022).
 
     Args:
         mean_a, mean_b: [d].
-        cov_a, cov_b: [d, d]; singular ones, from fewer than d + 1 samples, are right to about 1e-3.
+        cov_a, cov_b: [d, d]. With singular covariances, from fewer than d + 1 samples, the error is about 1e-3.
     """
     from cleanfid.fid import frechet_distance as clean
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # clean-fid calls sqrtm as SciPy 1.17 still allows
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # clean-fid uses an argument of sqrtm that SciPy 1.18 removes
         arrays = [x.double().cpu().numpy() for x in (mean_a, cov_a, mean_b, cov_b)]
         return max(0.0, float(clean(*arrays)))
 
 
 def frechet_of_features(a: Tensor, b: Tensor) -> float:
-    """`frechet_distance` of the Gaussians fitted to features [n, d] and [n, d], without a matrix root.
+    """`frechet_distance` of the Gaussians fitted to features [n, d] and [n, d], without a matrix square root.
 
-    The trace of (Σa Σb)^½ is the nuclear norm of A Bᵀ / (n − 1), A and B centred: n × n instead of d × d, so that
-    few images are fast, and exact also where the covariances are singular.
+    The trace of (Σa Σb)^½ is the nuclear norm of A Bᵀ / (n − 1) for centred A and B. That matrix is n × n instead of
+    d × d: fast for few images, and exact for singular covariances.
     """
     n = len(a)
     mean = a.mean(0), b.mean(0)

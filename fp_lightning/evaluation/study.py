@@ -1,4 +1,4 @@
-"""A study among people (the paper's Table 2): which of two edits is better, blind and in random order."""
+"""Prepare and score a blind user study that compares two systems (the paper's Table 2)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fp_lightning.errors import InputError
 from fp_lightning.evaluation.bootstrap import bootstrap_means, interval
-from fp_lightning.evaluation.compare import check_sizes, find_predictions, folder_labels, prediction
 from fp_lightning.evaluation.examples import Examples
+from fp_lightning.evaluation.predictions import check_sizes, find_predictions, folder_labels, prediction
 from fp_lightning.files import write_atomic
 from fp_lightning.media.pages import write_page
 from fp_lightning.media.pictures import data_url, signal_image
 from fp_lightning.types import to_uint8
 
 KEY_FORMAT, ANSWERS_FORMAT = "fp_lightning study key 1", "fp_lightning study answers 1"
-QUESTIONS = {  # the paper's three
+QUESTIONS = {  # those of the paper
     "consistency": "Which is more consistent with the source image?",
     "accuracy": "Which follows the instruction more accurately?",
     "quality": "Which image has the better quality?",
@@ -32,38 +33,43 @@ CHOICES = ("left", "right", "same")
 def build_study(
     first: Path, second: Path, examples: Examples, out: Path, count: int = 100, seed: int = 0, resize: bool = False
 ) -> Path:
-    """Writes `<out>/study.html`, which shows no name of a system, and `<out>/key.json`, which raters must not see.
+    """Write the page `<out>/study.html`, which hides the systems' names, and the key `<out>/key.json`.
+
+    Raters must not see the key, which says which system is on which side.
 
     Args:
         first, second: folders of predictions.
-        count: examples at most, drawn at random.
-        seed: decides which examples, their order and the sides.
+        count: maximum number of examples, drawn at random.
+        seed: determines the examples, their order and the sides.
+        resize: resize predictions whose size differs from their example's; otherwise they are an error.
 
     Returns:
-        The page's path.
+        The path of the page.
 
     Raises:
-        InputError: a folder or an image is missing, unreadable, doubled or of another size.
+        InputError: a folder or an image is missing, unreadable, duplicated or of another size.
     """
     folders = (first, second)
     labels = folder_labels(folders)
     files = [find_predictions(folder, examples) for folder in folders]
     both = [i for i, name in enumerate(examples.names) if all(name in found for found in files)]
     if not both:
-        raise InputError(f"there is no example that both {first} and {second} have a prediction for")
+        raise InputError(f"no example has a prediction in both {first} and {second}; name images after their examples")
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(both)[:count].tolist()
     if not resize:
         sizes = {examples.names[index]: examples.size(index) for index in chosen}
         for folder, found in zip(folders, files, strict=True):
             check_sizes(folder, found, sizes)
-    swapped = rng.permutation(np.arange(len(chosen)) % 2).astype(bool).tolist()  # each system as often on the left
+    swapped = (
+        rng.permutation(np.arange(len(chosen)) % 2).astype(bool).tolist()
+    )  # each system is on the left half of the time
     items, cards = [], []
     for index, swap in zip(chosen, swapped, strict=True):
         batch, name = examples[index], examples.names[index]
         size = (batch.source.shape[-2], batch.source.shape[-1])
         images = [prediction(found[name], size) for found in files]
-        shown = {"source": to_uint8(batch.source[0]), "instruction": signal_image(batch, 0)}
+        shown: dict[str, Tensor | None] = {"source": to_uint8(batch.source[0]), "instruction": signal_image(batch, 0)}
         shown |= dict(zip(("left", "right"), images[::-1] if swap else images, strict=True))
         items.append({"name": name, "left": labels[swap], "right": labels[not swap]})
         cards.append([(column, data_url(image)) for column, image in shown.items() if image is not None])
@@ -76,6 +82,7 @@ def build_study(
         "study.html",
         title="Which edit is better?",
         study=study,
+        format=ANSWERS_FORMAT,
         cards=cards,
         questions=QUESTIONS,
         choices=CHOICES,
@@ -83,30 +90,32 @@ def build_study(
 
 
 def score_study(key: Path, answers: Sequence[Path]) -> dict[str, Any]:
-    """How often raters prefer the first system, for each question.
+    """Compute how often raters prefer the first system, for each question.
 
-    Someone who sees no difference counts half to each side. The 95 % interval is the bootstrap over examples, of
-    each the mean over its raters.
+    The answer "same" counts half for each system. The 95 % interval is a bootstrap over examples, each represented by
+    the mean over its raters.
 
     Returns:
         {"systems": [first, second], "raters", "answers", "questions": {question: {"preferred", "interval",
         "wins", "ties", "losses"}}}.
 
     Raises:
-        InputError: a file is no key or no answers, belongs to another study, or a rater comes twice.
+        InputError: a file is not a key or not a file of answers, belongs to another study, or repeats a rater.
     """
     known = _read(key, KEY_FORMAT, ("study", "systems", "items"))
     raters: dict[str, Path] = {}
     votes = np.full((len(answers), len(known["items"]), len(QUESTIONS)), np.nan)
     for number, path in enumerate(answers):
-        given = _read(path, ANSWERS_FORMAT, ("study", "rater", "answers"))
-        if given["study"] != known["study"]:
-            raise InputError(f"{path} answers study {given['study']}, {key} is of {known['study']}; leave it out")
-        rater = str(given["rater"])
+        saved = _read(path, ANSWERS_FORMAT, ("study", "rater", "answers"))
+        if saved["study"] != known["study"]:
+            raise InputError(
+                f"{path} answers study {saved['study']}, but {key} is for study {known['study']}; leave it out"
+            )
+        rater = str(saved["rater"])
         if rater in raters:
-            raise InputError(f"{raters[rater]} and {path} are both of rater {rater}; leave one out")
+            raise InputError(f"{raters[rater]} and {path} are both from rater {rater}; leave one out")
         raters[rater] = path
-        for position, choices in _checked(given["answers"], len(known["items"]), path):
+        for position, choices in _checked(saved["answers"], len(known["items"]), path):
             first_left = known["items"][position]["left"] == known["systems"][0]
             for column, question in enumerate(QUESTIONS):
                 choice = choices.get(question)
@@ -115,7 +124,7 @@ def score_study(key: Path, answers: Sequence[Path]) -> dict[str, Any]:
                         0.5 if choice == "same" else float((choice == "left") == first_left)
                     )
     if np.isnan(votes).all():
-        raise InputError("the answers hold none; ask raters to download them when they have finished")
+        raise InputError("the files contain no answers; ask raters to answer before they press Save answers")
     per_item = torch.from_numpy(votes).nanmean(0)
     means = bootstrap_means(per_item)
     questions = {}
@@ -131,23 +140,24 @@ def score_study(key: Path, answers: Sequence[Path]) -> dict[str, Any]:
 
 
 def _read(path: Path, form: str, fields: Sequence[str]) -> dict[str, Any]:
+    """Read a JSON file of a format that has some fields."""
     try:
         content = json.loads(path.read_bytes())
         assert content["format"] == form and all(name in content for name in fields)
     except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
-        what = "key of a study (key.json)" if form == KEY_FORMAT else "file of answers that the study's page saved"
-        raise InputError(f"{path} is no {what}") from error
+        expected = "the key.json of a study" if form == KEY_FORMAT else "a file of answers saved by the study's page"
+        raise InputError(f"{path} is not {expected}; choose another file") from error
     return content
 
 
 def _checked(answers: Any, items: int, path: Path) -> list[tuple[int, dict[str, str]]]:
-    """The answers by position, once they are of the form that the page writes."""
+    """Return (position, {question: choice}) for each answered example, and check that the page can have written it."""
     try:
         found = [(int(position), dict(choices)) for position, choices in answers.items()]
         assert all(0 <= position < items for position, _ in found)
         assert all(choice in CHOICES for _, choices in found for choice in choices.values())
     except (AttributeError, ValueError, TypeError, AssertionError) as error:
         raise InputError(
-            f"{path} holds answers that its study does not ask for; save it again from the page"
+            f"{path} contains answers that do not belong to its study; save it again from the page"
         ) from error
     return found

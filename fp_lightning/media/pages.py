@@ -1,4 +1,8 @@
-"""HTML pages from Jinja templates: one file each, which requests nothing from the network."""
+"""Render self-contained HTML pages from a package's Jinja templates.
+
+Pages extend `page.html` and inline style sheets and scripts with `include`: a page is one file that requests nothing
+from the network.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from fp_lightning.files import write_atomic
 
 @cache
 def _environment(package: str) -> Environment:
-    """Find templates in `package`, then the shared ones of this package."""
+    """Return the environment that finds templates in `package`, then the shared ones of `fp_lightning.media`."""
     loaders = [PackageLoader(name, "templates") for name in dict.fromkeys((package, "fp_lightning.media"))]
     return Environment(
         loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -27,9 +31,12 @@ def write_page(path: Path, package: str, template: str, **context: Any) -> Path:
         path: the HTML file.
         package: the package whose `templates` folder holds the template.
         template: file name; it extends `page.html`, which needs `title`.
-        context: the template's variables. Text is escaped.
+        context: variables of the template. Text is escaped.
 
     Returns:
         `path`.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a variable that is not in `context`.
     """
     return write_atomic(path, _environment(package).get_template(template).render(**context).encode())

@@ -1,4 +1,4 @@
-"""Images as tensors, files and parts of a page."""
+"""Convert image tensors to files and data URLs, and draw editing signals."""
 
 from __future__ import annotations
 
@@ -14,12 +14,42 @@ from fp_lightning.types import EditBatch, to_uint8
 
 SMALL = 256  # pixels: narrower images are shown enlarged and stored without loss
 QUALITY = 85  # of WebP
+ARROW, DOT = "#ffd60a", "#ff2d55"
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image → uint8 [3, h, w]."""
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*image.size[::-1], 3).permute(2, 0, 1)
+
+
+def encode(image: Tensor, image_format: str = "PNG", **options: Any) -> bytes:
+    """uint8 [3, h, w] → the bytes of an image file; options go to Pillow's encoder."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def data_url(image: Tensor, lossless: bool | None = None, quality: int = QUALITY) -> str:
+    """uint8 [3, h, w] → a data URL, as PNG or WebP.
+
+    Args:
+        lossless: PNG if true, WebP if false. By default, PNG for images narrower than `SMALL`.
+        quality: of WebP, up to 100.
+    """
+    if lossless is None:
+        lossless = image.shape[-1] < SMALL
+    data = encode(image) if lossless else encode(image, "WEBP", quality=quality)
+    return f"data:image/{'png' if lossless else 'webp'};base64,{b64encode(data).decode()}"
 
 
 def signal_image(batch: EditBatch, index: int) -> Tensor | None:
-    """What the user gave, uint8 [3, h, w] on the CPU: the control image, or the source, with drags as arrows.
+    """Draw the editing signals of one sample: uint8 [3, h, w] on the CPU.
 
-    None if the sample has neither control nor points. An arrow ends in a dot, at the target position.
+    Drags are drawn as arrows over the control image, or over the source where there is no control image. An arrow
+    ends in a dot at the target position.
+
+    Returns:
+        None if the sample has neither a control image nor points.
     """
     drawn = batch.control is not None and (batch.control_valid is None or bool(batch.control_valid[index]))
     if batch.control is not None and drawn:
@@ -33,26 +63,7 @@ def signal_image(batch: EditBatch, index: int) -> Tensor | None:
         return image if drawn else None
     canvas = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     draw, radius = ImageDraw.Draw(canvas), max(1, image.shape[-1] // 96)
-    for x_src, y_src, x_tgt, y_tgt in (points.float().cpu() - 0.5).tolist():  # PIL counts from pixel centres
-        draw.line((x_src, y_src, x_tgt, y_tgt), fill="#ffd60a", width=radius)
-        draw.ellipse((x_tgt - radius, y_tgt - radius, x_tgt + radius, y_tgt + radius), fill="#ff2d55")
+    for x_src, y_src, x_tgt, y_tgt in (points.float().cpu() - 0.5).tolist():  # in PIL, pixel centres are integers
+        draw.line((x_src, y_src, x_tgt, y_tgt), fill=ARROW, width=radius)
+        draw.ellipse((x_tgt - radius, y_tgt - radius, x_tgt + radius, y_tgt + radius), fill=DOT)
     return to_tensor(canvas)
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image → uint8 [3, h, w]."""
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*image.size[::-1], 3).permute(2, 0, 1)
-
-
-def encode(image: Tensor, image_format: str = "PNG", **options: Any) -> bytes:
-    """uint8 [3, h, w] → the bytes of an image file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, image_format, **options)
-    return buffer.getvalue()
-
-
-def data_url(image: Tensor) -> str:
-    """uint8 [3, h, w] as it stands in a page: without loss if it is small, else WebP."""
-    small = image.shape[-1] < SMALL
-    data = encode(image) if small else encode(image, "WEBP", quality=QUALITY)
-    return f"data:image/{'png' if small else 'webp'};base64,{b64encode(data).decode()}"

@@ -1,3 +1,4 @@
+// Sort the samples by a score, and compare two images of a sample in a dialog.
 const $ = id => document.getElementById(id), list = $('gallery');
 if ($('sort')) {
   const names = [...list.children];
@@ -15,7 +16,7 @@ if ($('compare')) {
   list.onclick = event => {
     if (event.target.tagName != 'IMG') return;
     images = [...event.target.closest('.row').querySelectorAll('img')];
-    const options = images.map((image, i) => new Option(image.nextSibling.textContent, i));
+    const options = images.map((image, i) => new Option(image.nextElementSibling.textContent, i));
     $('left').replaceChildren(...options.map(option => option.cloneNode(true)));
     $('right').replaceChildren(...options);
     const picked = images.indexOf(event.target);

@@ -7,7 +7,7 @@ const keep = () => { try { localStorage.setItem(store, JSON.stringify(state)) } 
 const show = () => {
   cards.forEach((card, i) => card.hidden = i != at);
   const count = cards.filter((card, i) => done(i)).length;
-  $('at').textContent = `${at + 1} of ${cards.length}, ${count} answered`;
+  $('position').textContent = `${at + 1} of ${cards.length}, ${count} answered`;
   $('back').disabled = !at; $('next').disabled = at + 1 == cards.length || !done(at);
 };
 for (const [i, choices] of Object.entries(state.answers))
@@ -23,7 +23,7 @@ document.onchange = event => {
 $('back').onclick = () => { at--; show() };
 $('next').onclick = () => { at++; show(); scrollTo(0, 0) };
 $('save').onclick = () => {
-  const content = { format: 'fp_lightning study answers 1', study: STUDY, ...state };
+  const content = { format: FORMAT, study: STUDY, ...state };
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([JSON.stringify(content)], { type: 'application/json' }));
   link.download = `answers-${state.rater}.json`;
