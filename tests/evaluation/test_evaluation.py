@@ -1,4 +1,4 @@
-"""Folders of predictions, published drag benchmarks, held-out lists and the study among people."""
+"""Folders of predictions, published drag benchmarks, held-out lists and the user study."""
 
 import csv
 import json
@@ -109,9 +109,9 @@ def test_bad_predictions_are_one_line_and_nothing_is_written(pairs, folders, tmp
     first.write_bytes(kept[:200])
     fails("is not a readable image")
     first.unlink()
-    fails("lacks 1 of 8 predictions, .*--allow-missing")
+    fails("lacks 1 of 8 predictions; .*--allow-missing")
     Image.open(second).resize((32, 32)).save(second)
-    fails("1 of 7 predictions .* another size .*32x32 instead of 64x64.*--resize", allow_missing=True)
+    fails("1 of 7 predictions .* differ in size .*32x32 instead of 64x64.*--resize", allow_missing=True)
     assert evaluate([noisy], examples, out, resize=True, allow_missing=True)["n"] == 7
 
 
@@ -329,16 +329,16 @@ def test_answers_of_another_study_or_twice_are_turned_away(study, tmp_path):
     path = tmp_path / "study" / "key.json"
     for change, match in (
         ({"study": "x"}, "answers study x"),
-        ({"rater": "a"}, "are both of rater a"),
-        ({"answers": {"99": {}}}, "answers that its study does not ask for"),
-        ({"answers": {"0": {"quality": "up"}}}, "answers that its study does not ask for"),
-        ({"format": "?"}, "is no file of answers"),
+        ({"rater": "a"}, "are both from rater a"),
+        ({"answers": {"99": {}}}, "answers that do not belong to its study"),
+        ({"answers": {"0": {"quality": "up"}}}, "answers that do not belong to its study"),
+        ({"format": "?"}, "is not a file of answers"),
     ):
         other.write_text(json.dumps(given | change))
         with pytest.raises(InputError, match=match):
             score_study(path, [good, other])
     good.write_text(json.dumps(given | {"answers": {}}))
-    with pytest.raises(InputError, match="the answers hold none"):
+    with pytest.raises(InputError, match="the files contain no answers"):
         score_study(path, [good])
-    with pytest.raises(InputError, match="is no key of a study"):
+    with pytest.raises(InputError, match="is not the key.json of a study"):
         score_study(other, [good])

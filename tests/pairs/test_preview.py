@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 
 from fp_lightning.errors import InputError
-from fp_lightning.pairs.preview import LISTED, REASONS, WIDTH, flow_colours, tracks_image, write_preview
+from fp_lightning.pairs.preview import LISTED, write_preview
+from fp_lightning.pairs.preview_images import WIDTH, flow_colours, tracks_image
+from fp_lightning.pairs.preview_rejected import REASONS
 from fp_lightning.pairs.shards import shard_path, write_manifest, write_shard
 from fp_lightning.scenes.clips import write_clip
 from fp_lightning.scenes.content import SceneContent
@@ -192,7 +194,7 @@ def test_facts(tmp_path):
     pair.visible[:] = True
     pair.visible[:, :5] = False  # of 20 tokens
     page = Page(write_preview(write_folder(tmp_path, {"a.mp4": None}, {"a.mp4": [pair]})))
-    facts = "video a.mp4 times 0.50 s → 2.75 s apart 2.25 s moving 25.0% flow, median and 99 % 32.0 and 32.0 px"
+    facts = "video a.mp4 times 0.50 s → 2.75 s time between 2.25 s moving 25.0% flow, median and 99 % 32.0 and 32.0 px"
     assert f"{facts} full colour 32.0 px tokens visible 75.0%" in page.text
 
 
@@ -252,7 +254,7 @@ def test_a_recorded_time_is_rounded(tmp_path):
 
 def test_videos_that_are_gone_or_broken_are_named(page):
     left_out = page.text.split("Left out:")[1]
-    assert "gone.mp4 is no longer there" in left_out
+    assert "gone.mp4 no longer exists" in left_out
     assert "broken.mp4 cannot be read" in left_out
 
 
@@ -262,7 +264,7 @@ def test_a_frame_that_is_not_there_leaves_its_place_empty(tmp_path):
     assert page.shown("source of v.mp4")
     assert not page.shown("target of v.mp4")
     assert "no image" in page.text
-    assert "None was kept" in page.text
+    assert "No pair was kept" in page.text
 
 
 def test_few_are_spread_over_reasons(folder):
