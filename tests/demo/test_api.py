@@ -62,7 +62,7 @@ def test_twenty_programs_at_once_get_their_own_edit_or_a_full_queue(server, tmp_
         ({"points": None}, "has no signal; pass a sketch"),
         ({"points": [[1, 2, 3]]}, "row 1 is"),
         ({"points": [[1, 2, 3, 4000]]}, "outside of its image"),
-        ({"settings": {"num_inference_steps": "many"}}, "'many', which is not usable"),
+        ({"settings": {"num_inference_steps": "many"}}, "'many', which is not valid"),
         ({"settings": {"model": "/etc"}}, "has the setting 'model'"),
         ({"seed": -4}, "has the seed -4"),
     ],
