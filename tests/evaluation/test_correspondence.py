@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import make_batch, make_editor
+from conftest import _random_backbone, make_batch, make_editor
 from diffusers import UNetSpatioTemporalConditionModel
 
 from fp_lightning.evaluation import correspondence
@@ -174,6 +174,7 @@ def test_without_attention_between_frames_there_are_no_maps():
 def one_head(monkeypatch, attention: str = "matching"):
     config = {**tiny_unet().config, "num_attention_heads": (1, 1)}
     monkeypatch.setattr("conftest.tiny_unet", lambda: UNetSpatioTemporalConditionModel.from_config(config))
+    monkeypatch.setattr("conftest._random_backbone", _random_backbone.__wrapped__)  # its cache holds other networks
     return make_editor(attention)
 
 
