@@ -34,7 +34,7 @@ TYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
 
 @dataclass(frozen=True)
 class Setting:
-    """What the memory and the time of a step depend on.
+    """Settings that the memory and the time of a step depend on.
 
     Args:
         model: "tiny", SVD's hub id (whose shapes are known here), or a folder in diffusers' format.
@@ -42,13 +42,13 @@ class Setting:
         batch_size: samples per process and micro-batch.
         precision: of Lightning's Trainer.
         attention, trains, lora_rank, gradient_checkpointing, augmentation_draws: see `build_editor`.
-        cached: the frozen networks' part of a sample comes from disk.
+        cached: latents and embeddings come from disk.
         ema: an average of the trainable weights is kept beside them.
         accumulate: micro-batches in one step.
         optimizer: see `AdamWModule`.
         strategy: "auto" on one process, "ddp", "ddp_views" where gradients are views of DDP's buckets, or
             "deepspeed_stage_2", also with "_offload".
-        processes: in all.
+        processes: number of processes on all machines.
     """
 
     model: str = SVD
@@ -84,16 +84,16 @@ class Footprint:
 
     @property
     def peak(self) -> int:
-        """The most bytes of tensors at any time of training, validation excepted."""
+        """Peak bytes of tensors during training, without validation."""
         parts = self.frozen, self.trained, self.gradients, self.optimiser, self.average, self.buckets, self.step
         return sum(parts)
 
 
 def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
-    """Simulates a training step.
+    """Simulate a training step.
 
     Args:
-        on_cpu: takes the shortcuts that only a CPU takes.
+        on_cpu: use the shortcuts that only run on a CPU.
 
     Raises:
         InputError: an unknown model, precision or strategy, or a size that does not fit the network.
@@ -121,7 +121,7 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
             live.add(tensor)
         weights = live.live
         with live, counter:
-            for _ in range(min(2, setting.accumulate)):  # from the second on gradients wait from the first
+            for _ in range(min(2, setting.accumulate)):  # the second micro-batch starts with the gradients of the first
                 with autocast:
                     loss = editor.losses(batch, seeded_generators(batch.name, 0)).total
                 loss.backward()
@@ -143,7 +143,10 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
 
 
 def _moments(weight: Tensor, optimizer: str) -> int:
-    """Bytes of both moments of AdamW; in 8 bits each block of 256 has a float32 scale, and small tensors keep 32."""
+    """Return the bytes of both moments of AdamW.
+
+    With 8 bits, each block of 256 values has a float32 scale, and tensors of fewer than 4096 values stay float32.
+    """
     if optimizer == "adamw":
         return 2 * weight.nbytes
     count = weight.numel()
@@ -151,7 +154,7 @@ def _moments(weight: Tensor, optimizer: str) -> int:
 
 
 def _shared(whole: Footprint, setting: Setting) -> Footprint:
-    """What of it one process has under the strategy."""
+    """Return the share of one process under the strategy."""
     strategy, count = setting.strategy, setting.processes
     if strategy in ("ddp", "ddp_views"):
         return replace(whole, buckets=whole.gradients if count > 1 and strategy == "ddp" else 0)
@@ -164,13 +167,13 @@ def _shared(whole: Footprint, setting: Setting) -> Footprint:
 
 
 def editor_of(setting: Setting) -> FramePainter:
-    """The editor of a setting, its networks on the meta device."""
+    """Build the editor of a setting on the meta device."""
     networks = _networks(setting.model, setting.attention)
     unet, control_encoder = networks["unet"], networks["control_encoder"]
     choose_trainable(unet, control_encoder, setting.trains, setting.lora_rank)
     if setting.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    scheduler = EulerDiscreteScheduler(sigma_min=0.002, sigma_max=700.0)  # of which an editor takes the range alone
+    scheduler = EulerDiscreteScheduler(sigma_min=0.002, sigma_max=700.0)  # an editor reads only the range
     draws = setting.augmentation_draws if setting.cached else None  # without a disk they cost what new noise does
     prior = SVDPrior(unet, networks["vae"], networks["image_encoder"], scheduler)
     return FramePainter(prior, control_encoder, augmentation_draws=draws).float().train()
@@ -185,7 +188,7 @@ def _networks(model: str, attention: AttentionKind) -> dict[str, Any]:
 
 @contextmanager
 def _fake(model: nn.Module, on_cpu: bool) -> Iterator[None]:
-    """Gives a model of the meta device weights without contents."""
+    """Replace the weights of a model on the meta device by fake tensors, within the block."""
     rows = specialise._ROWS
     specialise._ROWS = rows if on_cpu else 2**62
     try:
@@ -204,7 +207,7 @@ def _fake(model: nn.Module, on_cpu: bool) -> Iterator[None]:
 
 
 def empty_batch(setting: Setting) -> EditBatch:
-    """Sketches with tracks."""
+    """Return a batch of sketches with tracks, without contents."""
     count, (height, width) = setting.batch_size, setting.size
     image, grid = (count, 3, height, width), (height // TRACK_STRIDE, width // TRACK_STRIDE)
     return EditBatch(

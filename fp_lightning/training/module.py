@@ -196,7 +196,7 @@ class FramePainterModule(AdamWModule):
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trainable weights alone; add the editor's settings ("editor") and the run's ("origin")."""
+        """Keep only trainable weights; add the editor's settings ("editor") and the run's ("origin")."""
         names = self.trainable_names()
         data = getattr(self.trainer, "datamodule", None)
         size, signals = getattr(data, "size", None), getattr(data, "signals", None)
