@@ -168,7 +168,7 @@ def test_steps_after_the_last_validation_are_kept_and_gone_on_from(run, pairs, t
 def test_a_prior_does_not_train_what_it_would_not_write(run, recipe, tmp_path):
     steps = ["--trainer.max_steps", 7, "--trainer.val_check_interval", 3, "--trainer.default_root_dir", tmp_path]
     status, _, err = run("fit", "--config", recipe, *CLIPS, *ONE_CPU, *steps)
-    assert status == 1 and "max_steps 7 is no multiple of trainer.val_check_interval 3; make it 6" in one_line_of(err)
+    assert status == 1 and "max_steps 7 is not a multiple of trainer.val_check_interval 3; set it to 6" in one_line_of(err)
 
 
 def test_clips_are_of_the_scenes_asked_for(run, tmp_path):
@@ -271,7 +271,7 @@ def test_released_weights_edit_on_the_command_line(run, tiny_folder, tmp_path, c
     released, inputs = tmp_path / "released", tmp_path / "photos"
     released.mkdir()
     inputs.mkdir()
-    editor = make_editor(match_queries="both")
+    editor = make_editor(match_queries="both", tiny=True)
     unet = {k.replace(".attn1.processor.", ".sparse_attention."): v for k, v in editor.prior.unet.state_dict().items()}
     save_file(unet, released / "unet_diffusion_pytorch_model.safetensors")
     save_file(editor.control_encoder.state_dict(), released / "encoder_diffusion_pytorch_model.safetensors")
