@@ -168,7 +168,8 @@ def test_steps_after_the_last_validation_are_kept_and_gone_on_from(run, pairs, t
 def test_a_prior_does_not_train_what_it_would_not_write(run, recipe, tmp_path):
     steps = ["--trainer.max_steps", 7, "--trainer.val_check_interval", 3, "--trainer.default_root_dir", tmp_path]
     status, _, err = run("fit", "--config", recipe, *CLIPS, *ONE_CPU, *steps)
-    assert status == 1 and "max_steps 7 is not a multiple of trainer.val_check_interval 3; set it to 6" in one_line_of(err)
+    message = "max_steps 7 is not a multiple of trainer.val_check_interval 3; set it to 6"
+    assert status == 1 and message in one_line_of(err)
 
 
 def test_clips_are_of_the_scenes_asked_for(run, tmp_path):

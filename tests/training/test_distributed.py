@@ -61,9 +61,11 @@ def run_two(out: Path, *options: str, command: str = "fit") -> None:
 def launch_two(out: Path, *options: str) -> subprocess.Popen:
     """Start one process, from which Lightning launches the other."""
     words = [sys.executable, "-m", "fp_lightning", "fit", *RUN, f"--trainer.default_root_dir={out}", *TWO, *options]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    }
+    folders = [
+        *map(str, Path(__file__).parents[:2]),
+        os.environ.get("PYTHONPATH", ""),
+    ]  # this module's and its imports'
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
 
 
