@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fp_lightning.cli.parsing import make_parser
 from fp_lightning.errors import InputError
-
-if TYPE_CHECKING:
-    from fp_lightning.scenes.content import SceneContent
+from fp_lightning.scenes.content import SceneContent
 
 
 def pairs(arguments: list[str]) -> None:
@@ -110,25 +108,26 @@ def scenes(arguments: list[str]) -> None:
 
 
 def _add_content(parser: argparse.ArgumentParser) -> None:
-    """Options for what a scene shows, see `SceneContent`."""
-    parser.add_argument("--objects", nargs=2, type=int, metavar=("LEAST", "MOST"), default=(1, 1))
-    parser.add_argument(
-        "--motion", nargs=2, type=float, metavar=("LEAST", "MOST"), default=(0.125, 0.375), help="range in image widths"
-    )
-    parser.add_argument(
-        "--radius", nargs=2, type=float, metavar=("LEAST", "MOST"), default=(0.12, 0.24), help="range in image widths"
-    )
-    parser.add_argument("--turn", type=float, default=0.3, help="most rotation, radians")
-    parser.add_argument("--growth", type=float, default=0.1, help="most change of log scale")
-    parser.add_argument("--detail", type=float, default=1.0, help="texture detail, up to 1")
-    parser.add_argument("--exposure", type=float, default=0.0, help="variation of exposure, 0 to 1")
-    parser.add_argument(
-        "--variety", type=float, default=0.0, help="variety of objects, 0 to 1: limbs, bending, shadows"
-    )
+    """Add an option for each field of `SceneContent`, with its default."""
+    default = SceneContent()
+    for name, kind, text in (
+        ("objects", int, None),
+        ("motion", float, "range in image widths"),
+        ("radius", float, "range in image widths"),
+    ):
+        value = getattr(default, name)
+        parser.add_argument(f"--{name}", nargs=2, type=kind, metavar=("LEAST", "MOST"), default=value, help=text)
+    for name, text in (
+        ("turn", "most rotation, radians"),
+        ("growth", "most change of log scale"),
+        ("detail", "texture detail, up to 1"),
+        ("exposure", "variation of exposure, 0 to 1"),
+        ("variety", "variety of objects, 0 to 1: limbs, bending, shadows"),
+    ):
+        parser.add_argument(f"--{name}", type=float, default=getattr(default, name), help=text)
 
 
 def _content(options: dict[str, Any]) -> SceneContent:
-    from fp_lightning.scenes.content import SceneContent
-
+    """Return the content that the options describe."""
     fields: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in options.items()}
     return SceneContent(**fields)

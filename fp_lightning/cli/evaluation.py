@@ -9,6 +9,7 @@ from typing import Any
 
 from fp_lightning.cli.parsing import make_parser
 from fp_lightning.errors import InputError
+from fp_lightning.files import write_atomic
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -75,7 +76,6 @@ def benchmark(arguments: list[str]) -> None:
 
 def study(arguments: list[str]) -> None:
     """Build or score a study among people."""
-
     from fp_lightning.evaluation.study import QUESTIONS, build_study, score_study
 
     parser = make_parser(
@@ -105,8 +105,6 @@ def study(arguments: list[str]) -> None:
         return
     result = score_study(options["key"], options["answers"])
     if options["json"]:
-        from fp_lightning.files import write_atomic
-
         write_atomic(options["json"], (json.dumps(result, indent=2) + "\n").encode())
     first, second = result["systems"]
     print(f"{first} against {second}: {result['answers']} answers of {result['raters']} raters")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -124,6 +125,6 @@ class SavedPipeline(DiffusionPipeline):
         commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message, create_pr=create_pr)
         return str(commit)
 
+    @abstractmethod
     def model_card(self, title: str) -> str:
-        """Return the model card in Markdown; subclasses write it."""
-        raise NotImplementedError
+        """Return the model card in Markdown."""

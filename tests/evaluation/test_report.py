@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from html.parser import HTMLParser
 
 import pytest
 import torch
+from markup import Markup
 from PIL import Image
 
 from fp_lightning.evaluation.report import write_metrics, write_report
@@ -29,26 +29,8 @@ METRICS = {
 }
 
 
-class Page(HTMLParser):
-    """Every tag with its attributes, and whether each that opened was closed in turn."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br", "input"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
+class Page(Markup):
+    """A report."""
 
     @property
     def text(self) -> str:

@@ -7,11 +7,11 @@ import io
 import json
 import re
 from base64 import b64decode
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from markup import Markup
 from PIL import Image
 
 from fp_lightning.errors import InputError
@@ -31,28 +31,14 @@ OTHER = {"source": "target", "target": "source"}
 SEEN = ("flow target → source", "flow source → target", "tracks", "sketch", "points", "coarse edit")
 
 
-class Page(HTMLParser):
-    """Tags with their attributes, text, and the images by what they show."""
+class Page(Markup):
+    """A preview, and its images by what they show."""
 
     def __init__(self, path) -> None:
-        super().__init__()
         self.markup = path.read_text()
-        self.tags: list[tuple[str, dict]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(self.markup)
+        super().__init__(self.markup)
+        self.text = "".join(self.words)
         self.images = {a["alt"]: a["src"] for tag, a in self.tags if tag == "img"}
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br", "input"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
     def shown(self, start: str) -> list[str]:
         """What images show, of those whose description starts so."""
