@@ -9,7 +9,7 @@ from datamodules.signals import Coarse, SignalMix
 
 
 class CoarseDataModule(EditDataModule):
-    """Stored pairs with the source warped by their flow. `predict` reads NAME.coarse.png (or jpg, webp).
+    """Stored pairs with the source warped by their flow. `predict` reads NAME.coarse.png (or another image file).
 
     Some training samples are cut and pasted instead, see `coarse.cut_probability`. Validation and test samples are
     always warped.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,17 @@ from torch import Tensor
 
 from fp_lightning.errors import InputError
 from fp_lightning.media.edits import SUFFIX, Edit, read_edit
-from fp_lightning.media.images import IMAGES, ROW, read_image, squeeze
+from fp_lightning.media.images import ROW, squeeze
+from fp_lightning.media.reading import image_endings, read_image, remedy
 from fp_lightning.signals.combine import SIGNALS
+
+logger = logging.getLogger(__name__)
+SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")  # in lower case; others are hidden by a leading dot
 
 
 @dataclass(frozen=True)
 class InputImage:
-    """An image to edit: NAME.png, .jpg, .jpeg or .webp, or a saved edit NAME.edit.json with image and signals."""
+    """An image to edit: NAME with one of `image_endings`, or a saved edit NAME.edit.json with image and signals."""
 
     path: Path
     size: tuple[int, int]  # (height, width) of the upright image in pixels
@@ -46,13 +52,29 @@ class InputImage:
         return squeeze(read_image(self.path), size)
 
     def beside(self, suffixes: Sequence[str]) -> Path | None:
-        """Return the first existing file NAME + suffix beside the image, or None."""
-        paths = (self.path.with_name(self.name + suffix) for suffix in suffixes)
-        return next((path for path in paths if path.is_file()), None)
+        """Return the file NAME + suffix beside the image, or None. The ending may be in upper case.
+
+        Raises:
+            InputError: there are several.
+        """
+        forms = (form for suffix in suffixes for form in (suffix, _upper_ending(suffix)))
+        paths = [path for form in forms if (path := self.path.with_name(self.name + form)).is_file()]
+        others = [path for path in paths[1:] if not os.path.samefile(path, paths[0])]  # the case may not matter
+        if others:
+            raise InputError(f"{paths[0]} and {others[0]} are both signals of {self.path}; remove one")
+        return paths[0] if paths else None
+
+
+def _upper_ending(suffix: str) -> str:
+    """.sketch.png → .sketch.PNG"""
+    stem, dot, ending = suffix.rpartition(".")
+    return stem + dot + ending.upper()
 
 
 def list_inputs(folder: str | None) -> list[InputImage]:
     """List the images and saved edits of a folder, sorted by file name.
+
+    Hidden and system files are skipped. One warning names all other files that are left out.
 
     Raises:
         InputError: the folder is not set, is missing or has no image, an image is unreadable, or two share a name.
@@ -66,20 +88,53 @@ def list_inputs(folder: str | None) -> list[InputImage]:
         raise InputError(
             f"data.inputs is {folder}, which is not a folder; set it to a folder of images with their signals"
         )
-    paths = sorted(
-        p
-        for p in root.iterdir()
-        if p.name.endswith(SUFFIX) or (p.suffix.lower() in IMAGES and Path(p.stem).suffix[1:] not in SIGNALS)
-    )
-    if not paths:
-        raise InputError(f"{folder} has no image; add NAME.png (or jpg, webp) with its signal, such as NAME.sketch.png")
+    paths = sorted(p for p in root.iterdir() if not p.name.startswith(".") and p.name.lower() not in SYSTEM_FILES)
+    chosen = [path for path in paths if path.is_file() and _is_input(path)]
+    left_out = _left_out(paths, chosen)
+    if not chosen:
+        found = f" ({left_out})" if left_out else ""
+        raise InputError(
+            f"{folder} has no image{found}; add NAME.png (or jpg, webp) with its signal, such as NAME.sketch.png"
+        )
     images: dict[str, InputImage] = {}
-    for path in paths:
+    for path in chosen:
         image = _probe(path)
         if image.name in images:
             raise InputError(f"{images[image.name].path} and {path} would write the same result; rename one")
         images[image.name] = image
+    if left_out:
+        logger.warning("%s: not edited: %s", folder, left_out)
     return list(images.values())
+
+
+def _is_input(path: Path) -> bool:
+    """Whether a file is named as an image or a saved edit, not as a signal."""
+    return path.name.endswith(SUFFIX) or (path.suffix.lower() in image_endings() and _signal_of(path) is None)
+
+
+def _signal_of(path: Path) -> str | None:
+    """The NAME of NAME.signal.ending; None if a file is not named as a signal."""
+    stem = Path(path.stem)
+    return stem.stem if stem.suffix[1:] in SIGNALS else None
+
+
+def _left_out(paths: Sequence[Path], chosen: Sequence[Path]) -> str:
+    """Name the files that are neither inputs nor signals of one, with reasons; empty if there are none."""
+    names = {path.name.removesuffix(SUFFIX) if path.name.endswith(SUFFIX) else path.stem for path in chosen}
+    inputs, reasons = set(chosen), dict[str, list[str]]()
+    for path in paths:
+        if path in inputs or (path.is_file() and _signal_of(path) in names):
+            continue
+        if path.is_dir():
+            reason = "a folder"
+        elif needed := remedy(path.suffix):
+            reason = f"needs {needed}"
+        elif _signal_of(path) is not None:
+            reason = "no photo of that name"
+        else:
+            reason = "not an image"
+        reasons.setdefault(reason, []).append(path.name)
+    return "; ".join(f"{', '.join(found)} ({reason})" for reason, found in reasons.items())
 
 
 def _probe(path: Path) -> InputImage:

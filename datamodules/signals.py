@@ -12,7 +12,8 @@ from torch import Tensor
 
 from datamodules.inputs import InputImage, read_points
 from fp_lightning.errors import InputError
-from fp_lightning.media.images import coarse_image, drags, read_image, strokes
+from fp_lightning.media.images import coarse_image, drags, strokes
+from fp_lightning.media.reading import image_endings, read_image
 from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.combine import SIGNALS, SignalName, signal_fields
 from fp_lightning.signals.points import points
@@ -24,7 +25,7 @@ class Signal(Protocol):
     """One editing signal. A new one needs a class with these members and an argument of `signal_fields`."""
 
     name: ClassVar[SignalName]  # name of the argument of `signal_fields`
-    suffixes: ClassVar[tuple[str, ...]]  # of the user's file beside NAME.jpg; the first existing file is read
+    suffixes: ClassVar[tuple[str, ...]]  # of the user's file beside NAME.jpg
 
     def draw(self, pair: VideoPair, rng: np.random.Generator, training: bool) -> Tensor:
         """Draw what a user would draw to get the pair's target; the shape is in `signal_fields`.
@@ -65,7 +66,7 @@ class Sketch:
     """
 
     name: ClassVar[SignalName] = "sketch"
-    suffixes: ClassVar[tuple[str, ...]] = (".sketch.png",)
+    suffixes: ClassVar[tuple[str, ...]] = tuple(f".sketch{ending}" for ending in image_endings())
     threshold: float = 2 / 512
     share: float = 0.06
     strain: float = 0.35
@@ -98,7 +99,7 @@ class Sketch:
         )
 
     def read(self, path: Path, image: InputImage, size: tuple[int, int]) -> Tensor:
-        return strokes(read_image(path), image.size, size, str(path))
+        return strokes(read_image(path, keep_transparency=True), image.size, size, path)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Coarse:
     """
 
     name: ClassVar[SignalName] = "coarse"
-    suffixes: ClassVar[tuple[str, ...]] = (".coarse.png", ".coarse.jpg", ".coarse.jpeg", ".coarse.webp")
+    suffixes: ClassVar[tuple[str, ...]] = tuple(f".coarse{ending}" for ending in image_endings())
     cut_probability: float = 0.25
 
     def __post_init__(self) -> None:
@@ -125,7 +126,8 @@ class Coarse:
         return coarse_edit(pair, mode="cut" if training and rng.random() < self.cut_probability else "splat")
 
     def read(self, path: Path, image: InputImage, size: tuple[int, int]) -> Tensor:
-        return coarse_image(read_image(path), read_image(image.path), size, str(path))
+        edited = read_image(path, keep_transparency=True)
+        return coarse_image(edited, read_image(image.path), size, path)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from datamodules.signals import SignalMix, Sketch
 
 
 class SketchDataModule(EditDataModule):
-    """Stored pairs with sketches of their moving outlines. `predict` reads NAME.sketch.png.
+    """Stored pairs with sketches of their moving outlines. `predict` reads NAME.sketch.png (or another image file).
 
     Training sketches imitate hand drawings unless `sketch.augment` is false. Validation and test sketches are exact.
 

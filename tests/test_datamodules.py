@@ -27,6 +27,7 @@ from datamodules.scenes import scene_seed
 from datamodules.signals import Coarse, Points, Sketch
 from datamodules.splits import split_videos
 from fp_lightning.errors import InputError
+from fp_lightning.media import reading
 from fp_lightning.pairs.shards import write_manifest, write_shard
 from fp_lightning.scenes.content import SceneContent
 from fp_lightning.scenes.scene import Scene
@@ -451,13 +452,13 @@ def test_thin_strokes_survive_shrinking(folder):
     assert predict(folder)[0].control[0, 0].sum(1).tolist() == [1.0] * 32
 
 
-def test_ink_on_paper_is_inverted_and_said_so(folder, caplog):
+def test_ink_on_paper_is_strokes_and_said_so(folder, caplog):
     expected = predict(folder)[0].control
     image = Image.open(folder / "photo.sketch.png")
     Image.fromarray(255 - np.array(image)).save(folder / "photo.sketch.png")
     with caplog.at_level(logging.WARNING):
         assert torch.equal(predict(folder)[0].control, expected)
-    assert "inverted" in caplog.text
+    assert "photo.sketch.png has a bright ground, (255, 255, 255)" in caplog.text
 
 
 def test_opaque_strokes_on_a_transparent_sheet_count(folder):
@@ -499,7 +500,7 @@ def test_a_missing_sketch_is_named(folder):
 def test_an_unreadable_file_is_named(folder, name):
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=f"{name} is not a readable image"):
+    with pytest.raises(InputError, match=f"{name} is not an image that can be read .*; save it again as PNG or JPEG"):
         predict(folder)
 
 
@@ -575,6 +576,48 @@ def test_two_images_of_one_name_are_refused(folder):
 def test_other_signals_are_no_images(folder):
     Image.new("RGB", (8, 8)).save(folder / "photo.coarse.png")
     assert len(predict(folder)) == 1
+
+
+def test_hidden_and_system_files_need_no_word(folder, caplog):
+    for name in ("._photo.jpg", ".DS_Store", "Thumbs.db", ".hidden.png"):
+        (folder / name).write_bytes(bytes.fromhex("0005160700020000"))
+    assert len(predict(folder)) == 1
+    assert not caplog.text
+
+
+def test_files_that_are_left_out_are_named_in_one_line(folder, caplog, monkeypatch):
+    monkeypatch.setattr(reading, "formats", lambda: ("PNG", "JPEG"))
+    for name in ("notes.txt", "b.HEIC", "c.heif", "other.sketch.png", "photo.points.json"):
+        (folder / name).write_bytes(b"x")
+    (folder / "sub.png").mkdir()
+    assert len(predict(folder)) == 1
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "datamodules.inputs"]
+    assert line == (
+        f"{folder}: not edited: b.HEIC, c.heif (needs pip install 'fp-lightning[heif]'); notes.txt (not an image); "
+        "other.sketch.png (no photo of that name); sub.png (a folder)"
+    )
+
+
+def test_a_folder_of_unreadable_formats_alone_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "formats", lambda: ("PNG", "JPEG"))
+    (tmp_path / "b.heic").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"has no image \(b\.heic \(needs pip install 'fp-lightning\[heif\]'\)\)"):
+        predict(tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".PNG", ".webp"])
+def test_a_sketch_may_be_any_image_file(folder, ending):
+    expected = predict(folder)[0].control
+    with Image.open(folder / "photo.sketch.png") as drawn:
+        drawn.save(folder / f"photo.sketch{ending}", quality=95)
+    (folder / "photo.sketch.png").rename(folder / ".old.png")
+    assert torch.equal(predict(folder)[0].control, expected)
+
+
+def test_two_sketches_of_a_photo_are_refused(folder):
+    Image.new("L", (60, 40)).save(folder / "photo.sketch.jpg")
+    with pytest.raises(InputError, match=r"photo\.sketch\.png and .*photo\.sketch\.jpg are both signals of .*; "):
+        predict(folder)
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fp_lightning.errors import InputError
 from fp_lightning.media.edits import Edit, parse_edit
-from fp_lightning.media.images import decode_image
+from fp_lightning.media.reading import decode_image
 
 EDIT_FACTOR = 4  # a saved edit holds its images without loss
 

@@ -13,8 +13,9 @@ import torch
 
 from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic
-from fp_lightning.media.images import drags, read_image, squeeze
+from fp_lightning.media.images import drags, region_mask, squeeze
 from fp_lightning.media.pictures import encode
+from fp_lightning.media.reading import read_image
 from fp_lightning.pairs.heldout import listed_pairs
 from fp_lightning.pairs.shards import PairStore
 from fp_lightning.signals.coarse import coarse_edit
@@ -138,7 +139,9 @@ class DragExamples:
         points = drags(self.rows(index), size, size, str(_annotation(path)))[None]
         truth, mask = path.with_name("gt.png"), path.with_name("mask.png")
         target = squeeze(read_image(truth), size) if truth.is_file() else None
-        region = squeeze(read_image(mask), size)[:1] > 127 if target is not None and mask.is_file() else None
+        region = None
+        if target is not None and mask.is_file():
+            region = region_mask(read_image(mask, keep_transparency=True), size, mask)
         return EditBatch(
             to_unit_range(squeeze(image, size))[None],
             [self.names[index]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from fp_lightning.errors import InputError
 from fp_lightning.evaluation.examples import Examples
-from fp_lightning.media.images import IMAGES, read_image, squeeze
+from fp_lightning.media.images import squeeze
+from fp_lightning.media.reading import image_endings, read_image
 
 
 def folder_labels(folders: Sequence[Path]) -> list[str]:
@@ -39,11 +41,13 @@ def find_predictions(folder: Path, examples: Examples) -> dict[str, Path]:
         InputError: an example has two images, or no example has one.
     """
     found: dict[str, Path] = {}
+    endings = [form for ending in image_endings() for form in (ending, ending.upper())]
     for index, name in enumerate(examples.names):
-        paths = [folder / f"{stem}{suffix}" for stem in dict.fromkeys(examples.files(index)) for suffix in IMAGES]
+        paths = [folder / f"{stem}{ending}" for stem in dict.fromkeys(examples.files(index)) for ending in endings]
         existing = [path for path in paths if path.is_file()]
-        if len(existing) > 1:
-            raise InputError(f"{existing[0]} and {existing[1]} are both predictions of {name}; remove one")
+        others = [path for path in existing[1:] if not os.path.samefile(path, existing[0])]  # the case may not matter
+        if others:
+            raise InputError(f"{existing[0]} and {others[0]} are both predictions of {name}; remove one")
         if existing:
             found[name] = existing[0]
     if not found:
@@ -74,5 +78,5 @@ def check_sizes(folder: Path, files: Mapping[str, Path], sizes: Mapping[str, tup
 
 
 def prediction(path: Path, size: tuple[int, int]) -> Tensor:
-    """Read an image as uint8 [3, h, w]: transparency is dropped, and another size is resized to (height, width)."""
+    """Read an image, see `read_image`, as uint8 [3, h, w]; another size is resized to (height, width)."""
     return squeeze(read_image(path), size)

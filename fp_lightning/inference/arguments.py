@@ -8,18 +8,20 @@ import torch
 from PIL import Image
 
 from fp_lightning.errors import InputError
-from fp_lightning.media.images import upright
+from fp_lightning.media.reading import normalised
 
 Layers = Image.Image | list[Image.Image]
 
 
 def list_images(image: Any) -> list[Image.Image]:
-    """Return one image or a list of images as a list of upright RGB images.
+    """Return one image or a list of images as a list of `normalised` ones.
 
     Raises:
-        InputError: the list is empty, or an entry is not a PIL image.
+        InputError: the list is empty, or an entry is not a PIL image or cannot be read.
     """
-    images = [upright(_checked(item)) for item in (image if isinstance(image, list) else [image])]
+    items = image if isinstance(image, list) else [image]
+    names = [f"image {index}" for index in range(len(items))] if isinstance(image, list) else ["the image"]
+    images = [normalised(_checked(item), name) for item, name in zip(items, names, strict=True)]
     if not images:
         raise InputError("the list of images is empty; pass at least one")
     return images

@@ -40,7 +40,7 @@ class FramePainterOutput(BaseOutput):
     """The output of a pipeline call.
 
     Attributes:
-        images: edited images at the sizes of the inputs, or scaled latents [b, 2, c, h, w] of source and edit.
+        images: edited images in sRGB at the sizes of the inputs, or scaled latents [b, 2, c, h, w] of source and edit.
     """
 
     images: list[Image.Image] | list[np.ndarray] | list[Tensor] | Tensor
@@ -168,8 +168,8 @@ class FramePainterPipeline(SavedPipeline):
         this signal. Every image needs at least one signal.
 
         Args:
-            image: image of any mode and size. It is turned upright by its EXIF orientation, and transparency is
-                ignored. Positions in signals refer to the upright image.
+            image: image of any mode and size. It is read as upright sRGB on a white ground, see `normalised`.
+                Positions in signals refer to the upright image.
             sketch: target outline, see `strokes`. A list of images holds the layers of one sketch, whose strokes are
                 combined.
             coarse: the image with parts moved roughly to their target positions, see `coarse_image`.
@@ -179,8 +179,8 @@ class FramePainterPipeline(SavedPipeline):
             generator: a generator, or a list of one per image; on the CPU. None draws new noise at every call.
             keep_unedited: paste the photo back where the edit did not change it, with a soft border. Pixels there
                 equal the photo exactly. See `edit_mask`.
-            region: mask of the pixels that may change: bright, or opaque on a transparent background. All other
-                pixels equal the photo exactly. The border is soft on the inside.
+            region: mask of the pixels that may change, see `region_mask`. All other pixels equal the photo exactly.
+                The border is soft on the inside.
             output_type: "pil"; "np": arrays [H, W, 3]; "pt": tensors [3, H, W], both float32 in [0, 1]; "latent":
                 scaled latents [b, 2, c, h, w].
             return_dict: False returns a tuple (images,).

@@ -16,7 +16,8 @@ from PIL import Image
 
 from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic
-from fp_lightning.media.images import decode_image, drags, png_bytes
+from fp_lightning.media.images import drags, png_bytes
+from fp_lightning.media.reading import decode_image, normalised
 
 FORMAT = "fp_lightning edit 1"
 SUFFIX = ".edit.json"
@@ -38,10 +39,10 @@ SIGNAL_IMAGES = ("sketch", "coarse", "region")
 
 @dataclass(frozen=True)
 class Edit:
-    """All inputs of an edit.
+    """All inputs of an edit. Images of any kind are accepted and stored as `normalised` reads them.
 
     Args:
-        image: the photo, upright RGB.
+        image: the photo.
         sketch: see `FramePainterPipeline.__call__`, as for `coarse`, `points` and `region`.
         coarse: coarse edit.
         points: drags, rows of (x_src, y_src, x_tgt, y_tgt) in pixels of `image`.
@@ -63,6 +64,12 @@ class Edit:
     model: str | None = None
     weights: str | None = None
     drawing: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("image", *SIGNAL_IMAGES):
+            if isinstance(image := getattr(self, name), Image.Image):
+                kept = normalised(image, f"the {name} of the edit", keep_transparency=name != "image")
+                object.__setattr__(self, name, kept)
 
     def arguments(self) -> dict[str, Any]:
         """Return all keyword arguments of `FramePainterPipeline.__call__`, with a new generator."""
@@ -130,7 +137,7 @@ def parse_edit(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Edit:
         raise InputError(f"{name} is not a saved edit: its format is {str(found)[:60]!r}, but must be {FORMAT!r}")
 
     def image(part: str) -> Image.Image | None:
-        return _from_text(content.get(part), f"{part} of {name}", max_pixels)
+        return _from_text(content.get(part), f"{part} of {name}", max_pixels, keep_transparency=part != "image")
 
     def text(key: str) -> str | None:
         return value if isinstance(value := content.get(key), str) else None
@@ -143,7 +150,7 @@ def parse_edit(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Edit:
     if points is not None:
         drags(points, (photo.height, photo.width), (photo.height, photo.width), f"points of {name}")
     return Edit(
-        photo.convert("RGB"),
+        photo,
         image("sketch"),
         image("coarse") if changes is None else _changed(photo, changes),
         points,
@@ -190,7 +197,7 @@ def _changes(photo: Image.Image, edited: Image.Image) -> Image.Image:
 
     `_changed` is the exact inverse.
     """
-    before, after = np.array(photo.convert("RGB")), np.array(edited)
+    before, after = np.array(photo), np.array(edited)
     opaque = (before != after).any(-1, keepdims=True)
     return Image.fromarray(np.concatenate([after * opaque, opaque.astype(np.uint8) * 255], -1))
 
@@ -209,8 +216,8 @@ def _to_text(image: Image.Image | None) -> str | None:
     return None if image is None else PREFIX + b64encode(png_bytes(image)).decode()
 
 
-def _from_text(text: Any, name: str, max_pixels: int) -> Image.Image | None:
-    """Decode a PNG data URL, keeping transparency."""
+def _from_text(text: Any, name: str, max_pixels: int, keep_transparency: bool) -> Image.Image | None:
+    """Decode a PNG data URL, see `decode_image`."""
     if text is None:
         return None
     if not isinstance(text, str) or not text.startswith(PREFIX):
@@ -219,4 +226,4 @@ def _from_text(text: Any, name: str, max_pixels: int) -> Image.Image | None:
         data = b64decode(text[len(PREFIX) :], validate=True)
     except ValueError as error:
         raise InputError(f"{name} is damaged; save the edit again") from error
-    return decode_image(data, name, max_pixels, keep_transparency=True)
+    return decode_image(data, name, max_pixels, keep_transparency)

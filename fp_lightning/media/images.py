@@ -1,81 +1,23 @@
-"""Read a user's images and signals, resize them to the network's size, and resize the result back."""
+"""Resize a user's image and signals to the network's size, and the result back."""
 
 from __future__ import annotations
 
 import io
-import logging
-import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from fp_lightning.errors import InputError
+from fp_lightning.media.reading import Name, normalised, warn
 from fp_lightning.types import to_uint8
 
-logger = logging.getLogger(__name__)
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # accepted by `decode_image`
 ROW = "[x_src, y_src, x_tgt, y_tgt]"
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image and rotate it as its EXIF orientation says.
-
-    Raises:
-        InputError: the file cannot be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable image ({error}); save it again as PNG") from error
-
-
-def decode_image(data: bytes, name: str, max_pixels: int, keep_transparency: bool = False) -> Image.Image:
-    """Decode an untrusted image file to an upright RGB image; transparent parts become white.
-
-    The format is detected from the content, not from the file name. An animation yields its first frame.
-    The size is checked before any pixel is decoded.
-
-    Args:
-        data: content of a PNG, JPEG, WebP, GIF or BMP file.
-        name: name of the image in error messages.
-        max_pixels: limit on width × height.
-        keep_transparency: return RGBA if the image has transparency.
-
-    Raises:
-        InputError: the file is empty, too large, damaged or in another format.
-    """
-    if not data:
-        raise InputError(f"{name} is empty (0 bytes); choose the file again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is checked below
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > max_pixels:
-                raise InputError(
-                    f"{name} has {image.width} × {image.height} pixels, more than {max_pixels / 1e6:g} million; "
-                    "make it smaller"
-                )
-            image.load()
-            rotated = ImageOps.exif_transpose(image)
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{name} has more than {max_pixels / 1e6:g} million pixels; make it smaller") from error
-    except InputError:
-        raise
-    except Exception as error:  # decoders raise many types on damaged files
-        raise InputError(f"{name} is not an image that can be read; save it as PNG or JPEG") from error
-    if rotated.has_transparency_data:
-        transparent = rotated.convert("RGBA")
-        if keep_transparency:
-            return transparent
-        return Image.alpha_composite(Image.new("RGBA", transparent.size, "white"), transparent).convert("RGB")
-    return upright(rotated)
+FAINT, CLEAR = 32, 96  # of 255: a stroke differs from its ground by more than half of the strongest, within these
 
 
 def png_bytes(image: Image.Image) -> bytes:
@@ -88,41 +30,40 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Convert an image to RGB and rotate it as its EXIF orientation says.
-
-    16-bit grey is scaled to 8 bits. Transparency is dropped.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.array(image).astype(np.float32) / 257).round().astype(np.uint8))
-    return image.convert("RGB")
-
-
-def region_mask(drawn: Image.Image, image_size: tuple[int, int], name: str = "the region") -> Tensor:
+def region_mask(drawn: Image.Image, image_size: tuple[int, int], name: Name = "the region") -> Tensor:
     """Convert a drawn region to a mask of the pixels that an edit may change: bool [1, H, W].
 
-    If the drawing has transparency, its opaque pixels are the region; otherwise its bright pixels are.
+    If the drawing has transparent parts, its opaque pixels are the region; otherwise its bright pixels are, of any
+    colour. A warning is logged if the region is empty or stretched.
 
     Args:
         drawn: the drawing, at any size.
         image_size: (height, width) of the photo and of the mask.
-        name: name of the region in log messages.
+        name: name of the region in messages.
     """
+    drawn = normalised(drawn, name, keep_transparency=True)
     _warn_of_stretching(drawn, image_size, name)
-    grey = _opaque(drawn) if drawn.has_transparency_data else drawn.convert("L")
-    resized = grey.resize((image_size[1], image_size[0]), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(resized) >= 128)[None]
+    alpha = _alpha(drawn)
+    bright = np.array(drawn.convert("RGB")).max(-1) if alpha is None else alpha
+    resized = Image.fromarray(bright).resize((image_size[1], image_size[0]), Image.Resampling.NEAREST)
+    mask = torch.from_numpy(np.array(resized) >= 128)[None]
+    if not mask.any():
+        warn(name, "is empty: it has no bright pixel, so nothing may change")
+    return mask
 
 
-def _opaque(drawn: Image.Image) -> Image.Image:
-    """Return the alpha channel, fully opaque if the image has none."""
-    return drawn.convert("RGBA").getchannel("A")
+def _alpha(drawn: Image.Image) -> NDArray[np.uint8] | None:
+    """Return the alpha channel [h, w] of a drawing with transparent parts; None if it has none."""
+    alpha = np.array(drawn.getchannel("A")) if drawn.mode == "RGBA" else None
+    return None if alpha is None or alpha.min() >= 128 else alpha
 
 
 def squeeze(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """Resize an image to RGB uint8 [3, h, w] at `size` (height, width), antialiased, ignoring its aspect ratio."""
-    resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    """Resize an image, see `normalised`, to uint8 [3, h, w] at `size` (height, width), antialiased.
+
+    Its aspect ratio becomes that of `size`.
+    """
+    resized = normalised(image).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 
@@ -136,31 +77,53 @@ def unsqueeze(edited: Tensor, size: tuple[int, int]) -> Tensor:
     return to_uint8(edited).cpu()
 
 
-def strokes(drawn: Image.Image, image_size: tuple[int, int], size: tuple[int, int], name: str = "the sketch") -> Tensor:
+def strokes(
+    drawn: Image.Image, image_size: tuple[int, int], size: tuple[int, int], name: Name = "the sketch"
+) -> Tensor:
     """Convert a user's sketch to white strokes on black: float [3, h, w] in {0, 1}.
 
-    If the sketch has transparency, its opaque pixels are strokes. Otherwise its bright pixels are, or its dark
-    ones if most of the sketch is bright (ink on paper). A pixel is set if any part of a stroke falls into it, so
-    that thin strokes survive shrinking. A warning is logged if the sketch is inverted or stretched.
+    If the sketch has transparent parts, its opaque pixels are strokes. Otherwise the ground is the most frequent
+    colour, and a stroke is every pixel that differs clearly from it, in any colour: by more than half of the
+    strongest difference, at least 32 and at most 96 of 255 levels of one channel.
+
+    A pixel is set if any part of a stroke falls into it, so that thin strokes survive shrinking. A warning is logged
+    if the sketch is empty or stretched, or if its ground is not black.
 
     Args:
         drawn: the sketch, at any size.
         image_size: (height, width) of its photo.
         size: (height, width) of the result.
-        name: name of the sketch in log messages.
+        name: name of the sketch in messages.
     """
+    drawn = normalised(drawn, name, keep_transparency=True)
     _warn_of_stretching(drawn, image_size, name)
-    alpha = np.array(_opaque(drawn))
-    grey = alpha if alpha.min() < 128 else np.array(drawn.convert("L"))
-    marked = grey >= 128
-    if grey is not alpha and marked.mean() > 0.5:
-        logger.warning("%s is mostly bright: read as dark strokes on light paper and inverted", name)
-        marked = ~marked
+    marked = _marks(drawn, name)
+    if not marked.any():
+        warn(name, "is empty: no stroke differs from its ground; draw the outline you want in another colour")
     return F.adaptive_max_pool2d(torch.from_numpy(marked).float()[None], size).expand(3, -1, -1).contiguous()
 
 
+def _marks(drawn: Image.Image, name: Name) -> NDArray[np.bool_]:
+    """Find the pixels [h, w] of a sketch that are strokes."""
+    difference = _alpha(drawn)
+    if difference is None:
+        pixels = np.array(drawn.convert("RGB"))
+        ground = _ground(pixels)
+        difference = np.abs(pixels.astype(np.int16) - ground).max(-1)
+        if ground.max() >= 128:
+            warn(name, f"has a bright ground, {tuple(ground.tolist())} in RGB: what differs from it is read as strokes")
+    return difference > np.clip(difference.max() / 2, FAINT, CLEAR)
+
+
+def _ground(pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
+    """Return the most frequent colour [3] of pixels [h, w, 3]: the median of the fullest of 8 × 8 × 8 bins."""
+    colours = pixels.reshape(-1, 3)
+    bins = (colours >> 5).astype(np.int32) @ np.array([64, 8, 1], np.int32)
+    return np.median(colours[bins == np.bincount(bins).argmax()], axis=0).astype(np.int16)
+
+
 def coarse_image(
-    drawn: Image.Image, photo: Image.Image, size: tuple[int, int], name: str = "the coarse edit"
+    drawn: Image.Image, photo: Image.Image, size: tuple[int, int], name: Name = "the coarse edit"
 ) -> Tensor:
     """Convert a user's coarse edit of `photo` to float [3, h, w] in [0, 1] at `size` (height, width).
 
@@ -169,17 +132,18 @@ def coarse_image(
 
     Args:
         drawn: the coarse edit, at any size.
-        photo: the unedited image.
+        photo: the unedited image, see `normalised`.
         size: (height, width) of the result.
-        name: name of the coarse edit in log messages.
+        name: name of the coarse edit in messages.
     """
+    drawn, photo = normalised(drawn, name, keep_transparency=True), normalised(photo)
     _warn_of_stretching(drawn, (photo.height, photo.width), name)
     shape, method = (size[1], size[0]), Image.Resampling.BICUBIC
-    original = photo.convert("RGB").convert("RGBA").resize(shape, method)
+    original = photo.convert("RGBA").resize(shape, method)
     edited = Image.alpha_composite(original, drawn.convert("RGBA").resize(shape, method))
     if edited == original:
-        logger.warning("%s is equal to its photo: it changes nothing", name)
-    return squeeze(edited, size).float() / 255
+        warn(name, "is equal to its photo: it changes nothing")
+    return squeeze(edited.convert("RGB"), size).float() / 255
 
 
 def drags(points: Any, image_size: tuple[int, int], size: tuple[int, int], name: str = "points") -> Tensor:
@@ -234,14 +198,12 @@ def _numbers(row: Any, number: int, name: str) -> list[float]:
     return values.tolist()
 
 
-def _warn_of_stretching(drawn: Image.Image, image_size: tuple[int, int], name: str) -> None:
+def _warn_of_stretching(drawn: Image.Image, image_size: tuple[int, int], name: Name) -> None:
     """Log a warning if the aspect ratio of `drawn` differs from that of its image.
 
     The limit is a difference in height of one pixel, with both at the width of the larger one.
     """
     height, width = image_size
     if abs(drawn.height * width / drawn.width - height) >= max(1, width / drawn.width):
-        logger.warning(
-            "%s is %dx%d, its image is %dx%d (width x height): it is stretched to fit",
-            name, drawn.width, drawn.height, width, height,
-        )  # fmt: skip
+        own = f"{drawn.width}x{drawn.height}"
+        warn(name, f"is {own}, its image is {width}x{height} (width x height): it is stretched to fit")
