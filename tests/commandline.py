@@ -1,4 +1,4 @@
-"""`fp-lightning` in separate processes that are forked from one with all imports done.
+"""`fp-lightning` and other work in separate processes that are forked from one with all imports done.
 
 The commands, their signals and exit statuses are those of new interpreters, but importing, which would take most of
 the time of such tests, happens once per test process.
@@ -9,12 +9,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from multiprocessing import get_context
+from collections.abc import Callable
+from importlib.util import find_spec
+from multiprocessing import current_process, get_context
 from pathlib import Path
 from types import SimpleNamespace
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fp_lightning.cli.trainer", "fp_lightning.training.module", "datamodules", "callbacks"])
+CONTEXT.set_forkserver_preload(
+    [
+        *("fp_lightning.cli.trainer", "fp_lightning.training.module", "datamodules", "callbacks"),
+        *("fp_lightning.pairs.build", "fp_lightning.scenes.procedural"),
+    ]
+)
 
 
 class Command:
@@ -65,15 +72,39 @@ class Command:
 
 
 def _run(words: list[str], errors: str, output: str, environment: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
+    _set_environment(environment)
     for path, descriptor in ((output, 1), (errors, 2)):
         with open(path, "a") as file:
             os.dup2(file.fileno(), descriptor)
     sys.argv = ["fp-lightning", *words]
+    sys.modules["__main__"].__spec__ = find_spec("fp_lightning.__main__")  # what DDP starts its other ranks with
     from fp_lightning.cli.main import main
 
     sys.exit(main())
+
+
+def call_forked(function: Callable, *arguments, environment: dict[str, str] | None = None) -> None:
+    """Call a function of a test in a process; it must return.
+
+    Args:
+        function: one that can be pickled.
+        arguments: its arguments.
+        environment: variables that are set on top of this process's.
+    """
+    process = CONTEXT.Process(target=_call, args=(os.environ | (environment or {}), function, arguments))
+    process.start()
+    process.join(1200)
+    assert process.exitcode == 0
+
+
+def _call(environment: dict[str, str], function: Callable, arguments: tuple) -> None:
+    _set_environment(environment)
+    function(*arguments)
+
+
+def _set_environment(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def run_forked(command: list[str], stdout, stderr, env: dict[str, str]) -> SimpleNamespace:
@@ -81,6 +112,13 @@ def run_forked(command: list[str], stdout, stderr, env: dict[str, str]) -> Simpl
     assert command[:3] == [sys.executable, "-m", "fp_lightning"] and stdout is stderr
     log = Path(stdout.name)
     return SimpleNamespace(returncode=Command(command[3:], log, log, env).wait(1200))
+
+
+def fork_pools(monkeypatch) -> None:
+    """Fork the processes of all pools that build pairs."""
+    forked = SimpleNamespace(get_context=lambda method: CONTEXT, current_process=current_process)
+    for module in ("fp_lightning.pairs.engines", "fp_lightning.scenes.procedural"):
+        monkeypatch.setattr(f"{module}.multiprocessing", forked)
 
 
 def fork_sweeps() -> None:

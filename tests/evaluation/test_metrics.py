@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from commandline import CONTEXT
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -326,7 +327,8 @@ def _rank(number: int, world: int, address: str, out: str) -> None:
 
 def test_processes_with_uneven_shares_agree_with_one(tmp_path):
     """Three processes over gloo, the last without a single image."""
-    torch.multiprocessing.spawn(_rank, (3, f"file://{tmp_path}/meeting", str(tmp_path)), nprocs=3)
+    arguments = (3, f"file://{tmp_path}/meeting", str(tmp_path))
+    torch.multiprocessing.start_processes(_rank, arguments, nprocs=3, start_method=CONTEXT.get_start_method())
     edited, batch = make_batch(7)
     whole = EditMetrics(clip_model="nowhere")
     whole.update(edited, batch)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from commandline import fork_pools
 
 from fp_lightning.errors import InputError
 from fp_lightning.pairs.shards import QUANTUM, PairStore
@@ -59,6 +60,7 @@ def test_the_manifest_says_how_they_were_made(tmp_path):
 
 def test_workers_change_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(procedural, "PER_SHARD", 2)
+    fork_pools(monkeypatch)
     for workers in (1, 2):
         write(tmp_path / str(workers), 3, workers=workers)
     assert files(tmp_path / "1") == files(tmp_path / "2")
