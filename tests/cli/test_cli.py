@@ -5,16 +5,17 @@ import csv
 import hashlib
 import json
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 import torch
 import yaml
+from commandline import Command
 from conftest import make_editor
 from PIL import Image
 from safetensors.torch import save_file
@@ -61,6 +62,7 @@ def pairs(clips, tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "pairs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["fp-lightning", "pairs", str(clips), "--out", str(out), "--size", "64", "64"])
+        patch.setattr("fp_lightning.pairs.engines.cores", lambda: 1)
         assert main() == 0
     return out
 
@@ -130,7 +132,14 @@ def test_fit_validate_test_predict(run, pairs, tmp_path):
     assert Image.open(folder / "predictions" / "photo.png").size == (70, 50)
 
 
-def test_quickstart_ends_with_a_report_and_edits(run, tmp_path):
+def test_quickstart_ends_with_a_report_and_edits(run, tmp_path, monkeypatch):
+    def in_process(command):
+        assert command[:3] == [sys.executable, "-m", "fp_lightning"]
+        monkeypatch.setattr(sys, "argv", ["fp-lightning", *command[3:]])
+        return SimpleNamespace(returncode=main())
+
+    monkeypatch.setattr("fp_lightning.cli.quickstart.subprocess", SimpleNamespace(run=in_process))
+    monkeypatch.setattr("fp_lightning.pairs.engines.cores", lambda: 1)
     status, out, err = run("quickstart", "--out", tmp_path, "--steps", 1, "--clips", 3)
     assert status == 0, err
     assert (tmp_path / "run" / "report.html").exists()
@@ -467,7 +476,7 @@ def test_truncated_video_among_good_ones_is_reported_and_the_others_go_on(run, c
     good = sorted(clips.glob("*.mp4"))[0]
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(good.read_bytes()[: good.stat().st_size // 3])
-    status, _, err = run("pairs", good, broken, "--out", tmp_path / "pairs", "--size", 64, 64)
+    status, _, err = run("pairs", good, broken, "--out", tmp_path / "pairs", "--size", 64, 64, "--workers", 1)
     assert status == 0
     assert "broken.mp4" in one_line_of(err)
     manifest = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
@@ -510,7 +519,7 @@ def stopped(tmp_path_factory):
     """The checkpoint of a run of two steps."""
     folder = tmp_path_factory.mktemp("stopped")
     words = ["fit", *SCENES, "--trainer.max_steps=2", f"--trainer.default_root_dir={folder}"]
-    subprocess.run([sys.executable, "-m", "fp_lightning", *words], check=True, capture_output=True)
+    Command(words, errors=folder / "errors.log").finish()
     return folder / "checkpoints" / "last.ckpt"
 
 
