@@ -23,7 +23,7 @@ test: $(VENV)/.installed ## lint, types and the tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 demo: $(VENV)/.installed ## the interactive editor with the tiny build, at http://127.0.0.1:7860
 	$(VENV)/bin/fp-lightning demo

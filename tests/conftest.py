@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,17 @@ from fp_lightning.signals.sketch import sketch
 from fp_lightning.types import EditBatch, VideoPair, to_unit_range
 
 torch.set_num_threads(1)
+LONGEST = ("cli", "training", "test_notebooks.py", "test_docs.py", "demo", "pairs")  # to run
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Begin with what takes longest, so that parallel processes end at about the same time."""
+
+    def place(item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).parts[0]
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 def tracked_points(pair: VideoPair, count: int, seed: int) -> torch.Tensor:
