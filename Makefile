@@ -4,6 +4,8 @@ OUT ?= runs/quickstart
 STEPS ?= 700
 VIDEOS ?=
 export OMP_NUM_THREADS ?= 2
+# One word for the shell, whatever is in it
+quoted = '$(subst ','\'',$(1))'
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -17,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 install: $(VENV)/.installed ## a virtual environment with the package and the developer tools
 
 quickstart: $(VENV)/.installed ## clips (or VIDEOS="a.mp4 folder"), pairs, fit, validate, predict with the tiny build
-	$(VENV)/bin/fp-lightning quickstart --out $(OUT) --steps $(STEPS) $(if $(VIDEOS),--videos $(VIDEOS))
+	$(VENV)/bin/fp-lightning quickstart --out $(call quoted,$(value OUT)) --steps $(STEPS) $(if $(value VIDEOS),--videos $(call quoted,$(value VIDEOS)))
 
 test: $(VENV)/.installed ## lint, types and the tests
 	$(VENV)/bin/ruff check .

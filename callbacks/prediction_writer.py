@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from fp_lightning.files import write_atomic
+from fp_lightning.files import require_writable, write_atomic
 from fp_lightning.media.images import unsqueeze
 from fp_lightning.media.pictures import encode
 from fp_lightning.types import EditBatch
@@ -33,6 +33,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._written = 0
+        require_writable(self._folder(trainer), "--trainer.default_root_dir, or with `out` of the PredictionWriter")
 
     def write_on_batch_end(
         self,

@@ -165,7 +165,7 @@ class EditDataModule(L.LightningDataModule):
         """Return a hash of the training samples and their order. A resumed run must have the same."""
         assert self.store is not None, "setup comes first"
         names = [self.store.name(index) for index in self.indices["train"]]
-        return hashlib.sha256("\n".join([str(self.seed), *names]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([str(self.seed), *names]).encode(errors="surrogateescape")).hexdigest()
 
     def missing_latents(self, keys: Set[str]) -> MissingLatents:
         """Return the samples of `fit` whose latents are not among the cached `keys`."""

@@ -38,18 +38,18 @@ def pairs(arguments: list[str]) -> None:
     parser.add_argument("--spacing", type=float, default=default.spacing, help="least seconds between candidates")
     parser.add_argument("--step", type=float, default=default.step, help="seconds between chained frames; 0: no chain")
     parser.add_argument("--flow", choices=sorted(FLOWS), default=default.flow, help="optical flow estimator")
-    parser.add_argument("--flow-weights", metavar="FILE", help="weight file of the estimator; default: download")
+    parser.add_argument("--flow-weights", metavar="FILE", help="weight file of the estimator (default: download)")
     parser.add_argument("--tracker", choices=sorted(TRACKERS), default=default.tracker, help="tracker of points")
-    parser.add_argument("--tracker-weights", metavar="DIR", help="code and weights of the tracker; default: download")
+    parser.add_argument("--tracker-weights", metavar="DIR", help="code and weights of the tracker (default: download)")
     parser.add_argument(
         "--accept-license", action="store_true", help="accept the licence of a tracker that restricts use"
     )
-    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--seed", type=int, default=default.seed, help="seed of the choice of frames")
     parser.add_argument(
         "--engine", choices=sorted(ENGINES), default="local", help="local processes, or Ray on one machine or a cluster"
     )
     parser.add_argument(
-        "--workers", type=int, help="number of processes; default: one per core, or per GPU for learned estimators"
+        "--workers", type=int, help="number of processes (default: one per core, or per GPU for learned estimators)"
     )
     parser.add_argument("--resume", action="store_true", help="continue a folder that was started")
     filters = parser.add_argument_group("filters", "lengths in pixels at 512 px width, shares from 0 to 1")
@@ -79,9 +79,9 @@ def clips(arguments: list[str]) -> None:
 
     parser = make_parser("clips", "Write procedural videos: textured objects moving over textured ground.")
     parser.add_argument("out", help="folder for the videos")
-    parser.add_argument("--count", type=int, default=24)
+    parser.add_argument("--count", type=int, default=24, help="number of videos")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=(256, 256), help="px, even")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first video; the others follow it")
     _add_content(parser)
     options = vars(parser.parse_args(arguments))
     own = {name: options.pop(name) for name in ("out", "count", "size", "seed")}
@@ -95,12 +95,12 @@ def scenes(arguments: list[str]) -> None:
 
     parser = make_parser("scenes", "Write training pairs of procedural scenes, with exact flow and tracks.")
     parser.add_argument("out", help="folder for the pairs")
-    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--count", type=int, default=1000, help="number of pairs")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=(64, 64), help="px")
     parser.add_argument("--stride", type=int, default=4, help="pixels between tracked token centres")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first scene; the others follow it")
     _add_content(parser)
-    parser.add_argument("--workers", type=int, help="number of processes; default: one per core")
+    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     options = vars(parser.parse_args(arguments))
     own = {name: options.pop(name) for name in ("out", "count", "size", "stride", "seed", "workers")}
     manifest = write_scene_pairs(**own | {"size": tuple(own["size"])}, content=_content(options))
@@ -111,7 +111,7 @@ def _add_content(parser: argparse.ArgumentParser) -> None:
     """Add an option for each field of `SceneContent`, with its default."""
     default = SceneContent()
     for name, kind, text in (
-        ("objects", int, None),
+        ("objects", int, "range of their number"),
         ("motion", float, "range in image widths"),
         ("radius", float, "range in image widths"),
     ):

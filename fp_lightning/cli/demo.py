@@ -21,7 +21,7 @@ def demo(arguments: list[str]) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
-        help="type of the weights; default: float16 on a GPU, else float32",
+        help="type of the weights (default: float16 on a GPU, else float32)",
     )
     parser.add_argument(
         "--password", help="password for the user name editor; generated for hosts other than this machine"

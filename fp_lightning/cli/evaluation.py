@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fp_lightning.cli.parsing import make_parser
+from fp_lightning.cli.parsing import HelpFormatter, make_parser
 from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic
 
@@ -57,7 +57,7 @@ def benchmark(arguments: list[str]) -> None:
     add_examples(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for heldout.json and inputs/")
     parser.add_argument("--count", type=int, default=200, help="pairs held out, of whole videos")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of pairs and signals")
     options = vars(parser.parse_args(arguments))
     given = options["list"]
     out, count, seed = (options.pop(name) for name in ("out", "count", "seed"))
@@ -82,14 +82,14 @@ def study(arguments: list[str]) -> None:
         "study", "Ask people which of two systems they prefer: build the page for raters, or score their answers."
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="build|score")
-    shown = argparse.ArgumentDefaultsHelpFormatter
+    shown = HelpFormatter
     build = kinds.add_parser("build", help="study.html for raters, key.json for you", formatter_class=shown)
     build.add_argument("first", type=Path, help="folder of predictions")
     build.add_argument("second", type=Path, help="folder of predictions")
     add_examples(build)
     build.add_argument("--out", type=Path, required=True, help="folder for the page and its key")
     build.add_argument("--count", type=int, default=100, help="number of examples, drawn at random")
-    build.add_argument("--seed", type=int, default=0)
+    build.add_argument("--seed", type=int, default=0, help="seed of the choice and order of examples")
     build.add_argument("--resize", action="store_true", help="resize images to the size of their example")
     score = kinds.add_parser("score", help="preference rates with 95 %% intervals", formatter_class=shown)
     score.add_argument("key", type=Path, help="key.json of the study")

@@ -6,25 +6,39 @@ import sys
 from importlib import import_module
 
 from fp_lightning.cli.commands import COMMANDS, TRAINER_COMMANDS
+from fp_lightning.cli.failures import SWITCH, printable, report
+from fp_lightning.cli.packages import prefer_own_packages
 from fp_lightning.errors import InputError
 from fp_lightning.training.recipe_files import resolve_recipes
 
 
 def main() -> int:
-    """Run `sys.argv` and return the exit status. Bad input is one line on stderr and status 1."""
+    """Run `sys.argv` and return the exit status. Every failure is one line on stderr and status 1."""
+    printable()
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if arguments else 1
     try:
-        run(arguments[0], arguments[1:])
-    except InputError as error:
-        print(f"fp-lightning: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("fp-lightning: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        status = _run_and_flush(arguments)
+    except BaseException as error:
+        return report(error)
+    if status is not None:
+        sys.exit(status)
+    return 0 if arguments else 1
+
+
+def _run_and_flush(arguments: list[str]) -> str | int | None:
+    """Run a command and write what it printed. Return the exit status that it asked for, such as argparse's."""
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(usage())
+        else:
+            prefer_own_packages()
+            run(arguments[0], arguments[1:])
+    except SystemExit as request:
+        return request.code
+    finally:
+        if not isinstance(sys.exception(), Exception):
+            sys.stdout.flush()
+    return None
 
 
 def usage() -> str:
@@ -32,7 +46,10 @@ def usage() -> str:
     texts = TRAINER_COMMANDS | {name: text for name, (text, _, _) in COMMANDS.items()}
     width = max(map(len, texts))
     lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in texts.items())
-    return f"usage: fp-lightning COMMAND [options]\n\n{lines}\n\nfp-lightning COMMAND --help lists the options."
+    return (
+        f"usage: fp-lightning COMMAND [options]\n\n{lines}\n\nfp-lightning COMMAND --help lists the options.\n"
+        f"With {SWITCH}=1 in the environment, a failure shows its traceback."
+    )
 
 
 def run(command: str, arguments: list[str]) -> None:

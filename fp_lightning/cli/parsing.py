@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import argparse
+from typing import NoReturn
+
+from fp_lightning.errors import InputError
 
 
-def make_parser(command: str, text: str) -> argparse.ArgumentParser:
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show "(default: VALUE)" after options that have a default, unless their text names it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        unset = action.default is None or action.default is False or action.default == []
+        if unset or "(default: " in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises InputError, one line, for words that it does not accept."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        raise InputError(f"{message}; `{self.prog} --help` lists the options")
+
+
+def make_parser(command: str, text: str) -> Parser:
     """Return the parser of `fp-lightning COMMAND`, whose help shows defaults."""
-    return argparse.ArgumentParser(
-        prog=f"fp-lightning {command}", description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    return Parser(prog=f"fp-lightning {command}", description=text, formatter_class=HelpFormatter)

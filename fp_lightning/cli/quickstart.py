@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fp_lightning.errors import InputError
+from fp_lightning.files import read_json, require_writable
 
 RECIPES = ["--config", "tiny", "--config", "signals/sketch"]
 
@@ -26,11 +26,13 @@ def quickstart(
     """`clips` clips (or `videos`) → pairs → fit → validate → predict under the folder `out`, replacing what is there.
 
     Args:
+        videos: files and folders, see `split_names`.
         weights: what training starts from, the prior in this package or random ones.
 
     Raises:
         InputError: a command failed; it has said why.
     """
+    videos = [name for text in videos for name in split_names(text)]
     console, began, times = Console(), time.monotonic(), {}
     marker, parts = out / ".quickstart", [out / name for name in ("clips", "pairs", "run", "heldout")]
     if not marker.exists() and any(part.exists() for part in parts):
@@ -39,7 +41,7 @@ def quickstart(
         raise InputError(f"the videos lie in {out}, which the quickstart replaces; choose another --out")
     for part in parts:
         shutil.rmtree(part, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
+    require_writable(out, "--out")
     marker.touch()
 
     def step(name: str, *arguments: object) -> None:
@@ -61,7 +63,7 @@ def quickstart(
         step("clips", "clips", out / "clips", "--count", clips, *shown)
         videos = [str(out / "clips")]
     step("pairs", "pairs", *videos, "--out", out / "pairs", "--size", side, side, *few)
-    made = json.loads((out / "pairs" / "manifest.json").read_text())["pairs"]
+    made = read_json(out / "pairs" / "manifest.json")["pairs"]
     count = max(1, min(24, made // 8))
     step("benchmark", "benchmark", "--pairs", out / "pairs", "--count", count, "--out", out / "heldout")
     half = ["--trainer.max_steps", steps, "--trainer.val_check_interval", max(1, steps // 2)]
@@ -76,7 +78,7 @@ def quickstart(
     predict = ["--data.inputs", out / "heldout" / "inputs"]
     step("predict", "predict", *RECIPES, *run, *checkpoint, *predict)
 
-    metrics = json.loads((out / "run" / "metrics.json").read_text())
+    metrics = read_json(out / "run" / "metrics.json")
     table = Table(title=f"Quickstart, {time.monotonic() - began:.0f} s in all")
     for column in ("step", "seconds", "result"):
         table.add_column(column, justify="right" if column == "seconds" else "left")
@@ -93,3 +95,22 @@ def quickstart(
         table.add_row(name, f"{seconds:.0f}", results[name])
     console.print(table)
     console.print(f"Look at {out / 'run' / 'report.html'} first.")
+
+
+def split_names(text: str) -> list[str]:
+    """Split a text of names with spaces between them, such as `make quickstart VIDEOS="a.mp4 My Films"` passes on.
+
+    Names may hold spaces: the longest name that exists is taken first. A text that is a name is not split.
+
+    Raises:
+        InputError: a part of the text is not the name of a file or folder.
+    """
+    words, names = text.split(" "), list[str]()
+    while words:
+        candidates = (" ".join(words[:end]) for end in range(len(words), 0, -1))
+        name = next((name for name in candidates if name and Path(name).exists()), None)
+        if name is None and words[0]:
+            raise InputError(f"no video or folder {' '.join(words)}; check its name in --videos (VIDEOS of make)")
+        del words[: name.count(" ") + 1 if name else 1]
+        names += [name] if name else []
+    return names

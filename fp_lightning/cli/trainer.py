@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import logging
 import os
@@ -18,12 +19,13 @@ from typing import Any
 import lightning as L
 import transformers
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from fp_lightning.cli.commands import TRAINER_COMMANDS
+from fp_lightning.cli.names import MODE, protect_options, protect_recipes, protect_values, restore, saved
 from fp_lightning.errors import InputError
-from fp_lightning.files import write_atomic, written_beside
+from fp_lightning.files import require_writable, write_atomic
 from fp_lightning.training.provenance import provenance
 from fp_lightning.training.recipe_files import RECIPES
 
@@ -36,8 +38,8 @@ class RunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder, command = Path(trainer.default_root_dir), trainer.state.fn.value  # type: ignore[union-attr]
-        with written_beside(folder / f"config.{command}.yaml") as partial:
-            self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
+        text = self.parser.dump(protect_values(self.config), skip_none=False, skip_validation=True)
+        write_atomic(folder / f"config.{command}.yaml", saved(text).encode())
         pairs = getattr(getattr(trainer, "datamodule", None), "pairs", None)
         known = json.dumps(provenance(pairs), indent=2)
         write_atomic(folder / f"provenance.{command}.json", known.encode())
@@ -45,6 +47,21 @@ class RunConfig(SaveConfigCallback):
 
 class EditCLI(LightningCLI):
     """Command-line arguments win over what a checkpoint remembers: its hyper-parameters are not read."""
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        for name, subparser in self._subcommand_parsers.items():
+            subparser.prog = f"fp-lightning {name}"
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read `sys.argv`, with names of files and folders as they are."""
+        self.config = restore(parser.parse_args(protect_options(sys.argv[1:])))
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a run folder that cannot be written before any work."""
+        folder = self.config[self.config.subcommand].trainer.default_root_dir
+        if folder is not None and "://" not in str(folder):
+            require_writable(Path(folder), "--trainer.default_root_dir")
 
     def _parse_ckpt_path(self) -> None:
         path = self.config[self.config.subcommand].get("ckpt_path")
@@ -54,14 +71,18 @@ class EditCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         try:
             return super()._instantiate_trainer(config, callbacks)
-        except ValueError as error:  # for instance a strategy that is unknown, or not for this accelerator
-            raise InputError(f"{str(error).splitlines()[0].rstrip('.')}; change the trainer's options") from error
+        except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
+            # for instance a strategy that is unknown or not for this accelerator, or SLURM's variables without srun
+            raise _refusal(error) from error
 
 
 class Unbuilt(EditCLI):
     """Reads a configuration and builds nothing of it."""
 
     def _set_seed(self) -> None:
+        pass
+
+    def before_instantiate_classes(self) -> None:
         pass
 
     def instantiate_classes(self) -> None:
@@ -101,8 +122,10 @@ def _cli(kind: type[EditCLI]) -> EditCLI:
     """Of the words in `sys.argv`."""
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    common = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
-    subcommands = {name: {**common, "default_config_files": [str(RUN_RECIPE)]} for name in TRAINER_COMMANDS}
+    protect_recipes()
+    always = [glob.escape(str(RUN_RECIPE))]
+    common = {"parser_mode": MODE, "exit_on_error": False, "allow_abbrev": False}
+    subcommands = {name: {**common, "default_config_files": always} for name in TRAINER_COMMANDS}
     return kind(
         L.LightningModule,
         L.LightningDataModule,
@@ -110,7 +133,7 @@ def _cli(kind: type[EditCLI]) -> EditCLI:
         subclass_mode_data=True,
         save_config_callback=RunConfig,
         save_config_kwargs={"save_to_log_dir": False},
-        parser_kwargs={**common, **subcommands},
+        parser_kwargs={"prog": "fp-lightning", **common, **subcommands},
     )
 
 
@@ -123,9 +146,9 @@ def _told(command: str) -> Iterator[None]:
         print("stopped by SIGTERM; go on with --ckpt_path RUN/checkpoints/last.ckpt", file=sys.stderr)
         raise SystemExit(TERMINATED) from None
     except argparse.ArgumentError as error:
-        raise InputError(one_line(str(error), command)) from error
+        raise InputError(one_line(restore(str(error)), command)) from error
     except MisconfigurationException as error:
-        raise InputError(f"{str(error).splitlines()[0].rstrip('.')}; change the trainer's options") from error
+        raise _refusal(error) from error
     except ValueError as error:  # jsonargparse wraps what a constructor raises, or quotes it
         if wrapped := wrapped_input_error(error):
             raise wrapped from error
@@ -133,6 +156,16 @@ def _told(command: str) -> Iterator[None]:
             package = missing[1] or missing[2]
             raise InputError(f"this needs {package}: pip install '{package}', or leave out what needs it") from error
         raise
+
+
+def _refusal(error: Exception) -> InputError:
+    """One line of what Lightning refuses, with the remedy."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    if "SLURM" in reason or "srun" in reason:
+        return InputError(
+            f"{reason}; SLURM's variables are set: start with srun, or unset SLURM_NTASKS to run one process"
+        )
+    return InputError(f"{reason}; change the trainer's options")
 
 
 def wrapped_input_error(error: BaseException | None) -> InputError | None:

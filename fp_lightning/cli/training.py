@@ -39,10 +39,10 @@ def sweep(arguments: list[str]) -> None:
     parser = make_parser("sweep", "Run fit and test of recipes × seeds, resume them, and write one table of metrics.")
     parser.add_argument("arms", nargs="+", help="recipes with one difference each, and `base` for none")
     parser.add_argument("--base", nargs="+", metavar="RECIPE", default=["tiny", "ablations/base"], help="of all arms")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of each arm")
     parser.add_argument("--out", required=True, help="folder for the runs and results.csv")
     parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs")
-    parser.add_argument("--engine", choices=("local", "ray"), default="local")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="local processes, or Ray")
     parser.add_argument(
         "--metrics", nargs="+", default=["psnr_moving", "psnr", "ssim"], help="metrics of the printed table"
     )
@@ -81,7 +81,7 @@ def quickstart(arguments: list[str]) -> None:
         "quickstart", "Run clips, pairs, fit, validate and predict with the tiny build in about ten minutes."
     )
     parser.add_argument("--videos", nargs="*", default=[], help="your videos instead of procedural clips")
-    parser.add_argument("--out", default="runs/quickstart")
+    parser.add_argument("--out", default="runs/quickstart", help="folder for everything; replaced")
     parser.add_argument("--steps", type=int, default=700, help="training steps of 8 pairs")
     parser.add_argument("--clips", type=int, default=128, help="procedural clips")
     parser.add_argument("--weights", choices=("pretrained", "random"), default="pretrained", help="initial weights")

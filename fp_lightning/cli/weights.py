@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fp_lightning.cli.parsing import make_parser
+from fp_lightning.cli.parsing import HelpFormatter, make_parser
 
 
 def convert(arguments: list[str]) -> None:
@@ -15,13 +15,11 @@ def convert(arguments: list[str]) -> None:
     from fp_lightning.model.svd.load import SVD
 
     def common(kind: str, text: str, given: str, out: str) -> argparse.ArgumentParser:
-        parser = kinds.add_parser(
-            kind, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        parser = kinds.add_parser(kind, help=text, description=text, formatter_class=HelpFormatter)
         parser.add_argument("given", metavar="IN", help=given)
         parser.add_argument("out", metavar="OUT", type=Path, help=f"{out}; must not exist yet")
         parser.add_argument(
-            "--dtype", choices=("float32", "float16", "bfloat16"), help="type of all weights; default: as in each file"
+            "--dtype", choices=("float32", "float16", "bfloat16"), help="type of all weights (default: as in each file)"
         )
         return parser
 
@@ -41,12 +39,12 @@ def convert(arguments: list[str]) -> None:
             help="averaged or last weights; auto: as predict",
         )
     model = "SVD in diffusers' format, folder or hub id: its VAE, image encoder, scheduler and configuration are used"
-    for each, default in ((released, SVD), (checkpoint, None)):
-        each.add_argument("--model", default=default, help=model + ("" if default else "; the checkpoint's own"))
+    for each, default, note in ((released, SVD, ""), (checkpoint, None, " (default: the checkpoint's own)")):
+        each.add_argument("--model", default=default, help=model + note)
         each.add_argument("--variant", help="variant of SVD's weight files, for example fp16")
         each.add_argument(
             "--size", nargs=2, type=int, metavar=("H", "W"), default=(576, 1024) if default else None,
-            help="network size, px" + ("" if default else "; the checkpoint's own"),
+            help="network size, px" + note,
         )  # fmt: skip
     options = vars(parser.parse_args(arguments))
     import torch

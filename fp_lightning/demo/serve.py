@@ -99,20 +99,21 @@ def served(
         connect_events(page)
         page.blocks.queue(max_size=1000)
         try:
-            _, url, _ = page.blocks.launch(
-                server_name=host,
-                server_port=port or _free_port(host),
-                auth=None if password is None else (USER, password),
-                max_file_size=uploads.max_bytes * EDIT_FACTOR + 1,
-                prevent_thread_lock=True,
-                quiet=True,
-                ssr_mode=False,
-                share=False,
-                theme=gradio.themes.Default(),
-                footer_links=["api"],
-                app_kwargs={"routes": script_routes()},
-            )
-        except OSError as error:
+            with without_proxies():
+                _, url, _ = page.blocks.launch(
+                    server_name=host,
+                    server_port=port or _free_port(host),
+                    auth=None if password is None else (USER, password),
+                    max_file_size=uploads.max_bytes * EDIT_FACTOR + 1,
+                    prevent_thread_lock=True,
+                    quiet=True,
+                    ssr_mode=False,
+                    share=False,
+                    theme=gradio.themes.Default(),
+                    footer_links=["api"],
+                    app_kwargs={"routes": script_routes()},
+                )
+        except (OSError, OverflowError) as error:
             raise InputError(f"port {port} of {host} cannot be used; choose another with --port") from error
         try:
             yield Served(url, page, folder)
@@ -125,6 +126,19 @@ def served(
         else:
             os.environ["GRADIO_TEMP_DIR"] = before
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def without_proxies() -> Iterator[None]:
+    """Hide the proxies of the environment within the block. gradio asks the new server whether it has started, and no
+    proxy reaches this machine's own addresses.
+    """
+    names = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def serve(host: str, open_to_all: bool, password: str | None, **options: Any) -> None:

@@ -96,8 +96,8 @@ def evaluate(
     for system in systems:
         write_metrics(out / system.label, system.result)
     write_atomic(out / "comparison.json", (json.dumps(comparison, indent=2) + "\n").encode())
-    write_atomic(out / "comparison.md", markdown(comparison).encode())
-    write_atomic(out / "comparison.csv", _csv(comparison).encode())
+    write_atomic(out / "comparison.md", markdown(comparison).encode(errors="backslashreplace"))
+    write_atomic(out / "comparison.csv", _csv(comparison).encode(errors="backslashreplace"))
     scores = {system.label: list(system.metrics.per_sample().values()) for system in systems}
     write_comparison_page(out / "report.html", comparison, samples, scores)
     return comparison

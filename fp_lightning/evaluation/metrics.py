@@ -333,7 +333,7 @@ class EditMetrics(Metric):
 
 def name_key(name: str) -> int:
     """Hash an image's name to 63 bits, equal in all processes."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big") >> 1
 
 
 def _ordered(rows: Tensor, keys: list[Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> Path:
     }
     content = {**metrics, **dict.fromkeys(broken), "not_measured": not_measured}
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_atomic(Path(folder) / "metrics.json", text.encode())
+    return write_atomic(Path(folder) / "metrics.json", text.encode(errors="backslashreplace"))
 
 
 def write_report(

@@ -39,4 +39,5 @@ def write_page(path: Path, package: str, template: str, **context: Any) -> Path:
     Raises:
         jinja2.UndefinedError: the template uses a variable that is not in `context`.
     """
-    return write_atomic(path, _environment(package).get_template(template).render(**context).encode())
+    page = _environment(package).get_template(template).render(**context)
+    return write_atomic(path, page.encode(errors="backslashreplace"))  # names of files may not be UTF-8

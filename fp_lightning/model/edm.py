@@ -45,7 +45,7 @@ def log_normal(shape: tuple[int, ...], mean: float, std: float, generator: torch
 
 def seeded_generator(*parts: object) -> torch.Generator:
     """Return a CPU generator seeded by a hash of `parts`. It is the same in every process and at every batch size."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    digest = hashlib.sha256("/".join(map(str, parts)).encode(errors="surrogateescape")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 

@@ -100,8 +100,8 @@ def process_video(task: Task) -> dict[str, Any]:
     try:
         with written_beside(shard.with_suffix(".json")) as partial:
             partial.write_text(json.dumps(saved))
-    except OSError as error:  # without a record, --resume builds the video again
-        record["error"] = record["error"] or f"{task.path}: its record cannot be written ({error.strerror or error})"
+    except InputError as error:  # without a record, --resume builds the video again
+        record["error"] = record["error"] or f"{task.path}: its record is missing: {error}"
     return record
 
 

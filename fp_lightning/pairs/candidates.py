@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ def build_video(path: str | Path, settings: PairSettings) -> VideoResult:
     Raises:
         VideoError: the video cannot be read at all.
     """
-    rng = np.random.default_rng([settings.seed, int(hashlib.sha1(str(path).encode()).hexdigest()[:12], 16)])
+    rng = np.random.default_rng([settings.seed, int(hashlib.sha1(os.fsencode(path)).hexdigest()[:12], 16)])
     windows = choose_windows(duration(path), settings, rng)
     result = VideoResult()
     if not windows:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import write_atomic, written_beside
+from fp_lightning.files import require_writable, write_atomic, written_beside
 from fp_lightning.types import EditBatch, to_uint8
 
 FORMAT = 1  # raise it when the file format or the conversion of images to tensors changes
@@ -32,12 +32,16 @@ class LatentStore:
     Args:
         root: parent folder; the store is in `root/HASH`.
         settings: everything the tensors depend on besides the pair. Written to `latents.json`.
+
+    Raises:
+        InputError: the folder is new and cannot be written.
     """
 
     def __init__(self, root: str | Path, settings: Mapping[str, object]) -> None:
         described = json.dumps({"format": FORMAT, **settings}, sort_keys=True, indent=2)
         self.folder = Path(root) / hashlib.sha256(described.encode()).hexdigest()[:12]
         if not (self.folder / "latents.json").exists():
+            require_writable(self.folder, "--data.latents")
             write_atomic(self.folder / "latents.json", described.encode())
 
     def keys(self) -> set[str]:
@@ -45,10 +49,17 @@ class LatentStore:
         return {path.stem for path in self.folder.glob("*.safetensors")}
 
     def write(self, key: str, batch: EditBatch) -> None:
-        """Write the tensors of a batch with b = 1, atomically."""
+        """Write the tensors of a batch with b = 1, atomically.
+
+        Raises:
+            InputError: the folder cannot be written, or the disk is full.
+        """
         tensors = {name: value.cpu().contiguous() for name in FIELDS if (value := getattr(batch, name)) is not None}
-        with written_beside(self._path(key)) as partial:
-            save_file(tensors, str(partial), {"images": checksum(batch)})
+        try:
+            with written_beside(self._path(key)) as partial:
+                save_file(tensors, str(partial), {"images": checksum(batch)})
+        except InputError as error:
+            raise InputError(f"{error} with --data.latents") from error
 
     def read(self, key: str, batch: EditBatch) -> EditBatch:
         """Return `batch`, with b = 1, with its cached tensors.

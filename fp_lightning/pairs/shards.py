@@ -44,7 +44,7 @@ FLOW_LIMIT = 512 - 1 / QUANTUM  # largest flow that can be stored, in pixels
 def shard_path(root: str | Path, video: str) -> Path:
     """Return the shard of `video` in the folder `root`: the video's stem, made unique by a hash of its name."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(video).stem)[:60] or "video"
-    return Path(root) / FOLDER / f"{stem}-{hashlib.sha1(video.encode()).hexdigest()[:8]}.safetensors"
+    return Path(root) / FOLDER / f"{stem}-{hashlib.sha1(os.fsencode(video)).hexdigest()[:8]}.safetensors"
 
 
 def write_shard(root: str | Path, video: str, pairs: Sequence[VideoPair]) -> Path:

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from fp_lightning.errors import InputError
+from fp_lightning.files import written_beside
 from fp_lightning.scenes.content import SceneContent
 from fp_lightning.scenes.scene import Scene
 
@@ -15,7 +16,8 @@ def write_clip(scene: Scene, path: str | Path, seconds: float = 4.0, fps: float 
     """Write a scene, from time 0 to 1, as an H.264 video of `seconds` at `fps`; return `path`. The write is atomic.
 
     Raises:
-        InputError: a side of the scene is odd (4:2:0 video needs even sides), or there are less than two frames.
+        InputError: a side of the scene is odd (4:2:0 video needs even sides), there are less than two frames, or the
+            file cannot be written.
     """
     import av
 
@@ -26,20 +28,15 @@ def write_clip(scene: Scene, path: str | Path, seconds: float = 4.0, fps: float 
             f"a clip needs even sides and two frames or more, got {height}x{width} and {count} frames; "
             f"try {height + height % 2}x{width + width % 2} and {max(seconds, 2 / fps):g} s"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        with av.open(str(partial), "w") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.options = {"crf": "10", "threads": "1"}
-            for index in range(count):
-                image = scene.frame(index / (count - 1))
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    kind = {".mkv": "matroska"}.get(path.suffix.lower(), path.suffix[1:].lower() or "mp4")
+    with written_beside(path) as partial, av.open(os.fspath(partial), "w", format=kind) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "10", "threads": "1"}
+        for index in range(count):
+            image = scene.frame(index / (count - 1))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
     return path
 
 

@@ -85,7 +85,7 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
+    except (InputError, OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__

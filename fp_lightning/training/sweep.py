@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import write_atomic
+from fp_lightning.files import read_json, write_atomic
 from fp_lightning.training.recipe_files import recipe_path
 
 BASE = "base"  # the arm that adds no recipe
@@ -47,7 +47,7 @@ class Run:
             InputError: the folder holds a run with different settings.
         """
         settings = self.folder / "sweep.json"
-        if settings.is_file() and json.loads(settings.read_text()) != list(self.words):
+        if settings.is_file() and read_json(settings) != list(self.words):
             raise InputError(f"{self.folder} holds a run with different settings; choose another --out or delete it")
         return self.metrics.is_file()
 
@@ -177,7 +177,7 @@ def found(out: str | Path) -> list[Run]:
     """Return all runs in a sweep's folder, also those of earlier sweeps."""
     runs = []
     for settings in sorted(Path(out).glob("*/seed-*/sweep.json")):
-        folder, words = settings.parent, json.loads(settings.read_text())
+        folder, words = settings.parent, read_json(settings)
         runs.append(Run(folder.parent.name, int(folder.name.removeprefix("seed-")), folder, tuple(words)))
     return runs
 
@@ -185,7 +185,7 @@ def found(out: str | Path) -> list[Run]:
 def collect(runs: Iterable[Run]) -> list[Row]:
     """Return a row for every finished run; nested metrics get dotted names, other values than numbers are left out."""
     return [
-        {"arm": run.arm, "seed": run.seed, **dict(_numbers(json.loads(run.metrics.read_text())))}
+        {"arm": run.arm, "seed": run.seed, **dict(_numbers(read_json(run.metrics)))}
         for run in runs
         if run.metrics.is_file()
     ]

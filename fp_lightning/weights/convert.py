@@ -7,11 +7,7 @@ memory-mapped checkpoints. All names and shapes are checked before anything is w
 
 from __future__ import annotations
 
-import os
-import pickle
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +16,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from fp_lightning.errors import InputError
+from fp_lightning.files import written_folder
 from fp_lightning.model.control import INJECTION_FACTOR, ControlEncoder
 from fp_lightning.model.editor import OFFICIAL, FramePainter
 from fp_lightning.model.svd.load import SVD, local_folder
@@ -27,9 +24,10 @@ from fp_lightning.model.svd.prior import SVDPrior
 from fp_lightning.model.svd.specialise import idle_weights
 from fp_lightning.model.svd.unet import FramePainterUNet
 from fp_lightning.model.trainable import ADAPTER
+from fp_lightning.weights.checkpoints import complete, read_checkpoint, trained_weights
 from fp_lightning.weights.folders import STEMS, empty_networks, open_part, read_index, read_json, write_index
 from fp_lightning.weights.model_card import model_card, pipeline_settings
-from fp_lightning.weights.tensorfiles import StoredTensor, check_weights, open_tensors, write_tensors
+from fp_lightning.weights.tensorfiles import StoredTensor, check_weights, open_tensors, plain_names, write_tensors
 
 RELEASED_REPO = "Yabo/FramePainter"
 RELEASED = {
@@ -81,7 +79,7 @@ def convert_released(
             empty.
     """
     folder = local_folder(released, list(RELEASED.values()), RELEASED_REPO)
-    weights = {part: open_tensors(folder / name) for part, name in RELEASED.items()}
+    weights = {part: plain_names(open_tensors(folder / name), released) for part, name in RELEASED.items()}
     weights["unet"] = {name.replace(_RELEASED_BRANCH, _BRANCH): tensor for name, tensor in weights["unet"].items()}
     settings = {**OFFICIAL, "signals": ["sketch"]}
     return _write_pipeline(Path(out), weights, model, variant, dtype, size, settings, released)
@@ -110,7 +108,7 @@ def convert_checkpoint(
     Raises:
         InputError: the file is not a checkpoint of this package, or a reason of `convert_released`.
     """
-    state = _read_checkpoint(Path(checkpoint))
+    state = read_checkpoint(Path(checkpoint))
     origin = state.get("origin", {})
     model, size = model or origin.get("model"), size or origin.get("size")
     if model is None or size is None:
@@ -118,10 +116,10 @@ def convert_checkpoint(
             f"{checkpoint} does not say its {'model' if model is None else 'size'}; "
             f"pass {'--model FOLDER' if model is None else '--size HEIGHT WIDTH'}"
         )
-    trained, note = _trained_weights(state, checkpoint, weights)
+    trained, note = trained_weights(state, checkpoint, weights)
     if origin.get("trains", "all") != "all":
         folder = local_folder(model, ["unet/*"])
-        trained["unet"] = _complete(trained["unet"], open_part(folder, "unet", variant), f"{checkpoint} and {model}")
+        trained["unet"] = complete(trained["unet"], open_part(folder, "unet", variant), f"{checkpoint} and {model}")
     signals = {"signals": list(origin["signals"])} if origin.get("signals") else {}
     written = _write_pipeline(
         Path(out), trained, model, variant, dtype, size, {**state["editor"], **signals}, str(checkpoint), idle=True
@@ -151,62 +149,14 @@ def convert_lora(
     Raises:
         InputError: the file is not a checkpoint of this package, it has no adapters, or `out` is not empty.
     """
-    trained, note = _trained_weights(_read_checkpoint(Path(checkpoint)), checkpoint, weights)
+    trained, note = trained_weights(read_checkpoint(Path(checkpoint)), checkpoint, weights)
     unet = trained["unet"].items()
     adapters = {name.replace(f".{ADAPTER}.", "."): tensor for name, tensor in unet if ".lora_" in name}
     if not adapters:
         raise InputError(f"{checkpoint} has no LoRA adapters; train them with --model.editor.trains lora")
-    with _atomic_folder(Path(out)) as partial:
+    with written_folder(Path(out)) as partial:
         write_tensors(partial / LORA_FILE, adapters, dtype)
     return _summary(Path(out), {"unet": adapters}, (note,))
-
-
-def _trained_weights(
-    state: Mapping[str, Any], checkpoint: str | Path, weights: Literal["auto", "ema", "raw"]
-) -> tuple[dict[str, Weights], str]:
-    """Return the weights of a checkpoint by part, and a note that tells raw weights from the average."""
-    average = state.get("callbacks", {}).get("TrainableEMA", {}).get("average")
-    if weights == "ema" and not average:
-        raise InputError(f"{checkpoint} has no averaged weights; train with callbacks.TrainableEMA, or use raw")
-    chosen = state["state_dict"] if weights == "raw" or not average else average
-    trained: dict[str, Weights] = {part: {} for part in RELEASED}
-    for name, tensor in chosen.items():
-        owner, part, key = (*name.replace("editor.prior.", "editor.", 1).split(".", 2), "", "")[:3]
-        if owner != "editor" or part not in trained:
-            raise InputError(
-                f"{checkpoint} has {name}, which is not a weight of an editor; convert a checkpoint written by `fit`"
-            )
-        trained[part][key] = StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.clone)
-    kind = "raw" if chosen is not average else "average (EMA)"
-    return trained, f"weights: {kind}, after {state.get('global_step', '?')} steps"
-
-
-def _complete(trained: Weights, base: Weights, where: str) -> Weights:
-    """Return all weights of a U-Net: trained ones, frozen ones of `base`, and adapted ones with adapters merged.
-
-    Raises:
-        InputError: an adapter has no second matrix or no weight to adapt. `where` names the files.
-    """
-    complete = base | {name: tensor for name, tensor in trained.items() if ".lora_" not in name}
-    for name, down in trained.items():
-        if f".lora_A.{ADAPTER}." not in name:
-            continue
-        adapted = name.replace(f".lora_A.{ADAPTER}.", ".")
-        up = trained.get(name.replace(".lora_A.", ".lora_B."))
-        if up is None or adapted not in base:
-            missing = "lora_B matrix" if up is None else "weight to adapt"
-            raise InputError(f"{where} do not fit: {name} has no {missing}; pass the model that it was trained on")
-        complete[adapted] = _merge(base[adapted], down, up)
-    return complete
-
-
-def _merge(base: StoredTensor, down: StoredTensor, up: StoredTensor) -> StoredTensor:
-    """Return W + B A in the type of W (Hu et al. 2021, Eq. 3), computed in float32 when it is read."""
-
-    def read() -> torch.Tensor:
-        return (base.read().float() + up.read().float() @ down.read().float()).to(base.dtype)
-
-    return StoredTensor(base.shape, base.dtype, read)
 
 
 def convert_pipeline(pipeline: str, out: str | Path, dtype: torch.dtype | None = None) -> Converted:
@@ -235,7 +185,7 @@ def convert_pipeline(pipeline: str, out: str | Path, dtype: torch.dtype | None =
     weights = {part: open_part(folder, part) for part in RELEASED}
     check_weights(networks, weights, pipeline)
     weights["unet"] = {name.replace(_BRANCH, _RELEASED_BRANCH): tensor for name, tensor in weights["unet"].items()}
-    with _atomic_folder(Path(out)) as partial:
+    with written_folder(Path(out)) as partial:
         for part, name in RELEASED.items():
             write_tensors(partial / name, weights[part], dtype)
     settings = {"match_queries": config.get("match_queries"), **{k: index.get(k) for k in OFFICIAL if k in index}}
@@ -287,7 +237,7 @@ def _write_pipeline(
     check_weights({part: networks[part] for part in weights}, weights, where)
     check_weights({part: networks[part] for part in frozen}, frozen, str(model))
     weights = {**weights, **frozen}
-    with _atomic_folder(out) as partial:
+    with written_folder(out) as partial:
         write_index(partial, {**networks, "scheduler": scheduler}, {"size": list(size), **settings})
         card = model_card(out.name, pipeline_settings(editor.settings(), size), settings["signals"])
         (partial / "README.md").write_text(card)
@@ -307,44 +257,3 @@ def _summary(out: Path, weights: Mapping[str, Weights], notes: tuple[str, ...]) 
     """Return the result of a conversion, with the tensors and parameters of all parts counted."""
     shapes = [tensor.shape for part in weights.values() for tensor in part.values()]
     return Converted(out, len(shapes), sum(torch.Size(shape).numel() for shape in shapes), notes)
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the state of a checkpoint, with its tensors memory-mapped.
-
-    Raises:
-        InputError: the file is missing, has other content than tensors and plain values, or is not an editor's.
-    """
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}; a run writes checkpoints/last.ckpt and checkpoints/best.ckpt")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise InputError(f"{path} cannot be read as a checkpoint ({reason}); pass a whole file of `fit`") from error
-    if not isinstance(state, dict) or not {"state_dict", "editor"} <= state.keys():
-        raise InputError(f"{path} is not a checkpoint of an editor; convert a checkpoint written by `fit`")
-    return state
-
-
-@contextmanager
-def _atomic_folder(out: Path) -> Iterator[Path]:
-    """Create a temporary folder beside `out`, and rename it to `out` if the block ends without an error.
-
-    Raises:
-        InputError: `out` exists and is not an empty folder, or it cannot be written.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists; choose another name, or remove it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir()
-        yield partial
-        if out.is_dir():
-            out.rmdir()
-        os.replace(partial, out)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror or error}); choose another folder") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -14,6 +14,7 @@ from diffusers.pipelines.pipeline_loading_utils import _fetch_class_library_tupl
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from fp_lightning import files
 from fp_lightning.errors import InputError
 from fp_lightning.model.control import ControlEncoder
 from fp_lightning.model.svd.unet import FramePainterUNet
@@ -29,12 +30,15 @@ STEMS = {  # file name of each part's weights, without suffix
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file; raise InputError if it is missing or invalid."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} is not readable JSON ({reason}); the folder is incomplete") from error
+    """Read a JSON file of a model folder.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds no names and values.
+    """
+    content = files.read_json(path, "the folder is incomplete")
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not names and values; the folder is damaged")
+    return content
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import written_beside
+from fp_lightning.files import read_json, written_beside
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|_forward_module)\.)+")
+Stored = TypeVar("Stored")
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -79,13 +83,21 @@ def open_weights(folder: str | Path, stem: str, variant: str | None = None) -> d
     if single.is_file():
         return open_tensors(single)
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        shards = _shards(index)
         return {name: tensor for shard in shards for name, tensor in open_tensors(folder / shard).items()}
     others = sorted(path.name for path in folder.glob(f"{stem}*"))
     raise InputError(
         f"no {single.name} in {folder}"
         + (f" (found {', '.join(others)}; select one with --variant)" if others else "; the folder is incomplete")
     )
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the files that an index lists."""
+    try:
+        return sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f'{index} lists no weights in "weight_map"; download or copy it again') from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None = None) -> None:
@@ -113,6 +125,23 @@ def write_tensors(path: Path, tensors: Mapping[str, StoredTensor], dtype: torch.
         for name in order:
             tensor = tensors[name].read().detach().to("cpu", dtypes[name]).contiguous()
             handle.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def plain_names(tensors: Mapping[str, Stored], where: str | Path) -> dict[str, Stored]:
+    """Return tensors by the names that they have in the network itself.
+
+    `DataParallel`, `torch.compile` and DeepSpeed put `module.`, `_orig_mod.` and `_forward_module.` before names.
+
+    Raises:
+        InputError: two names become one. `where` names the file.
+    """
+    plain: dict[str, Stored] = {}
+    for name, tensor in tensors.items():
+        short = _WRAPPERS.sub("", name).replace("._orig_mod.", ".")
+        if short in plain:
+            raise InputError(f"{where} holds {short} twice, once as {name}; remove one of them")
+        plain[short] = tensor
+    return plain
 
 
 def check_weights(parts: Mapping[str, nn.Module], stored: Mapping[str, Mapping[str, StoredTensor]], where: str) -> None:
