@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import struct
-import subprocess
-import sys
 import time
 import tracemalloc
 from fractions import Fraction
@@ -17,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from commandline import CONTEXT, call_forked, fork_pools
 from PIL import Image
 
 from fp_lightning.errors import InputError
@@ -460,33 +459,35 @@ def test_result_does_not_depend_on_workers(built, clips, tmp_path):
     assert contents(tmp_path / "two") == contents(out)
 
 
+def build_by_ray(clips: Path, out: Path) -> None:
+    import ray
+
+    build_pairs([clips], out, SETTINGS, workers=2, engine="ray")
+    ray.shutdown()
+
+
 def test_ray_gives_the_same_pairs(built, clips, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'fp-lightning[ray]'")
-    code = (
-        "import sys; from fp_lightning.pairs.build import *; from tests.pairs.test_pairs import SETTINGS;"
-        "build_pairs([sys.argv[1]], sys.argv[2], SETTINGS, workers=2, engine='ray')"
-    )
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(root)}
-    subprocess.run([sys.executable, "-c", code, clips, tmp_path / "ray"], check=True, env=environment, cwd=root)
+    environment = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(Path(__file__).parents[2])}  # of Ray's processes
+    call_forked(build_by_ray, clips, tmp_path / "ray", environment=environment)
     assert contents(tmp_path / "ray") == contents(built[0])
 
 
+def build_after(ready, clips: Path, out: Path) -> None:
+    """Set `ready`, then build or go on."""
+    ready.set()
+    build_pairs([clips], out, SETTINGS, resume=True)
+
+
 def test_killed_at_any_instant_and_resumed_it_ends_alike(built, clips, tmp_path):
-    code = (
-        "import sys; from fp_lightning.pairs.build import *; from tests.pairs.test_pairs import SETTINGS;"
-        "print('ready', flush=True);"
-        "build_pairs([sys.argv[1]], sys.argv[2], SETTINGS, resume=True)"
-    )
-    root = Path(__file__).parents[2]
     for seconds in (0.05, 0.4, 1.0):
-        command = [sys.executable, "-c", code, str(clips), str(tmp_path / "out")]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root)
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+        ready = CONTEXT.Event()
+        process = CONTEXT.Process(target=build_after, args=(ready, clips, tmp_path / "out"))
+        process.start()
+        assert ready.wait(120)
         time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     assert build_pairs([clips], tmp_path / "out", SETTINGS, resume=True) == built[1]
     assert contents(tmp_path / "out") == contents(built[0])
 
@@ -509,7 +510,8 @@ def deadly(task: Task) -> dict:
     return {"video": task.path, "pairs": 1, "rejected": {}, "error": None}
 
 
-def test_a_video_that_kills_its_process_costs_no_other(tmp_path):
+def test_a_video_that_kills_its_process_costs_no_other(tmp_path, monkeypatch):
+    fork_pools(monkeypatch)
     tasks = [Task(path, tmp_path, SETTINGS) for path in ("a", "b", "bad", "c", "d", "e")]
     records = {task.path: record for task, record in run_local(deadly, tasks, workers=2)}
     assert sorted(records) == ["a", "b", "bad", "c", "d", "e"]
