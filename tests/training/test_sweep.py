@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from commandline import run_forked
+from commandline import call_forked, run_forked
 
 from fp_lightning.cli.main import main
 from fp_lightning.errors import InputError
@@ -286,35 +286,31 @@ def test_jobs_share_the_cores(tmp_path, monkeypatch):
     assert set(threads) == {"3"}
 
 
-RAY = """
-import json, sys
-from pathlib import Path
-import ray
-from fp_lightning.errors import InputError
-from fp_lightning.training.sweep import Run, sweep
+def sweep_by_ray(out: Path) -> None:
+    """Sweep runs of which one fails, and write the error."""
+    import ray
 
-class Quick(Run):
-    def execute(self, threads=None):
-        if self.arm == "bad":
-            raise InputError("fit of bad failed")
-        self.folder.mkdir(parents=True)
-        (self.folder / "sweep.json").write_text("[]")
-        self.metrics.write_text(json.dumps({"psnr": 20.0 + self.seed}))
+    class Quick(Run):
+        def execute(self, threads=None):
+            if self.arm == "bad":
+                raise InputError("fit of bad failed")
+            self.folder.mkdir(parents=True)
+            (self.folder / "sweep.json").write_text("[]")
+            self.metrics.write_text(json.dumps({"psnr": 20.0 + self.seed}))
 
-arms = ("bad", 0), ("good", 0), ("good", 1)
-runs = [Quick(arm, seed, Path(sys.argv[1]) / arm / f"seed-{seed}", ()) for arm, seed in arms]
-ray.init(num_cpus=1, include_dashboard=False)
-try:
-    sweep(runs, 1, "ray")
-except InputError as error:
-    (Path(sys.argv[1]) / "error").write_text(str(error))
-"""
+    arms = ("bad", 0), ("good", 0), ("good", 1)
+    runs = [Quick(arm, seed, out / arm / f"seed-{seed}", ()) for arm, seed in arms]
+    ray.init(num_cpus=1, include_dashboard=False)
+    try:
+        sweep(runs, 1, "ray")
+    except InputError as error:
+        (out / "error").write_text(str(error))
+    ray.shutdown()
 
 
 def test_ray_runs_them_all_and_reports_failures(tmp_path):
     pytest.importorskip("ray.tune", reason="Ray Tune is not installed: pip install 'fp-lightning[ray]'")
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "HOME": str(tmp_path / "home")}
-    subprocess.run([sys.executable, "-c", RAY, tmp_path], check=True, env=environment, cwd=root, capture_output=True)
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(tmp_path / "home")}
+    call_forked(sweep_by_ray, tmp_path, environment=environment)
     assert (tmp_path / "error").read_text() == "fit of bad failed"
     assert (tmp_path / "results.csv").read_text().splitlines() == ["arm,seed,psnr", "good,0,20.0", "good,1,21.0"]
