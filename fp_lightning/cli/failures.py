@@ -15,7 +15,6 @@ from fp_lightning.files import describe, system_error
 
 SWITCH = "FP_LIGHTNING_TRACEBACK"  # environment variable; 1 shows the traceback of every failure
 INTERRUPTED, CLOSED = 128 + signal.SIGINT, 128 + 13  # exit statuses that shells use; 13 is SIGPIPE
-_WORKER = re.compile(r"\nOriginal Traceback \(most recent call last\):.*\n(?:[\w.]+: )?", re.DOTALL)
 _MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|std::bad_alloc", re.IGNORECASE)
 
 
@@ -71,7 +70,7 @@ def _flat(error: BaseException) -> str:
     """Return the message on one line. A loader process wraps it in its traceback, of which the last line is left."""
     text = str(error)
     if "\nOriginal Traceback" in text:
-        text = _WORKER.sub("\n", text).strip().splitlines()[-1]
+        text = re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1])
     return " ".join(text.split())
 
 

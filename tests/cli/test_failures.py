@@ -79,14 +79,16 @@ def test_the_error_of_a_loader_process_is_its_last_line():
     assert failures.line(InputError(text)) == "[Errno 5] Input/output error: 'a'"
 
 
+class FullDisk(io.StringIO):
+    def flush(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_output_to_a_full_disk_is_one_line(monkeypatch, capsys):
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr(sys, "argv", ["fp-lightning", "--help"])
-        monkeypatch.setattr(sys, "stdout", full)
-        assert main.main() == 1
-        monkeypatch.undo()
-        full.detach()
-    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["fp-lightning", "--help"])
+    monkeypatch.setattr(sys, "stdout", FullDisk())
+    assert main.main() == 1
+    assert capsys.readouterr().err == "fp-lightning: No space left on device; free disk space\n"
 
 
 def test_a_reader_that_leaves_ends_the_command_in_silence(monkeypatch, capfd):

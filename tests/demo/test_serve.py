@@ -14,12 +14,22 @@ from gradio_client import Client, handle_file
 
 from demo.inputs import FAST, picture
 from fp_lightning.cli.main import main as cli
-from fp_lightning.demo.serve import served
+from fp_lightning.demo.serve import served, without_proxies
 
 
-def test_a_password_is_required_and_no_file_remains(tmp_path):
+def test_proxies_are_hidden_while_the_server_asks_itself(monkeypatch):
+    monkeypatch.setenv("http_proxy", "socks9://nowhere")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    with without_proxies():
+        assert not {"http_proxy", "ALL_PROXY"} & set(os.environ)
+    assert os.environ["http_proxy"] == "socks9://nowhere" and os.environ["ALL_PROXY"] == "http://127.0.0.1:9"
+
+
+def test_a_password_is_required_and_no_file_remains(tmp_path, monkeypatch):
     before = os.environ.get("GRADIO_TEMP_DIR")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # it starts behind a proxy that does not answer
     with served(port=0, password="right") as running:
+        monkeypatch.delenv("http_proxy")
         assert httpx.get(f"{running.url}gradio_api/info").status_code == 401
         with pytest.raises(Exception, match="(?i)auth|login|credential"):
             Client(running.url, auth=("editor", "wrong"), verbose=False)

@@ -180,3 +180,9 @@ def test_mirrored_pairs_have_their_own(pairs, tmp_path):
 def test_beside_a_bucket_is_refused():
     with pytest.raises(InputError, match="data.latents cannot be beside s3://bucket/pairs"):
         SketchDataModule(pairs="s3://bucket/pairs", latents="beside")
+
+
+def test_a_folder_that_cannot_be_written_names_the_option(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=f"cannot write into {tmp_path}/file/.*; choose another .*--data.latents"):
+        LatentStore(tmp_path / "file" / "latents", {})

@@ -1,6 +1,7 @@
 """Procedural scenes: what they claim about motion is what their images show."""
 
 import dataclasses
+import resource
 
 import av
 import numpy as np
@@ -283,3 +284,14 @@ def test_travel_is_the_greatest_displacement():
 def test_impossible_settings_of_a_scene_are_named(option, value):
     with pytest.raises(InputError, match=option):
         Scene(0, (32, 32), SceneContent(**{option: value}))
+
+
+def test_a_clip_that_cannot_be_written_whole_is_not_there(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(InputError, match=f"cannot write {tmp_path}/a.mp4: File too large; .*ulimit -f"):
+            write_clip(Scene(1, (64, 64)), tmp_path / "a.mp4", seconds=1, fps=8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(tmp_path.iterdir())
