@@ -9,7 +9,7 @@ from typing import Any
 
 from fp_lightning.errors import InputError
 from fp_lightning.files import locked, written_beside
-from fp_lightning.media.video import list_videos
+from fp_lightning.media.finding import list_videos
 from fp_lightning.pairs.candidates import VideoResult, build_video
 from fp_lightning.pairs.engines import ENGINES, Engine, Task, default_workers, progress
 from fp_lightning.pairs.preview import write_preview

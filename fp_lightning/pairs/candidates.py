@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from fp_lightning.media.video import duration, ends_early, stream_frames
 from fp_lightning.pairs.flow.registry import flow_estimator
 from fp_lightning.pairs.motion import chained_flow, continuity, link
 from fp_lightning.pairs.settings import PairSettings
-from fp_lightning.pairs.shards import FLOW_LIMIT
+from fp_lightning.pairs.shards import FLOW_LIMIT, name_hash
 from fp_lightning.pairs.tracks import point_tracker
 from fp_lightning.types import Image, VideoPair
 
@@ -47,7 +45,7 @@ def build_video(path: str | Path, settings: PairSettings) -> VideoResult:
     Raises:
         VideoError: the video cannot be read at all.
     """
-    rng = np.random.default_rng([settings.seed, int(hashlib.sha1(os.fsencode(path)).hexdigest()[:12], 16)])
+    rng = np.random.default_rng([settings.seed, int(name_hash(str(path))[:12], 16)])
     windows = choose_windows(duration(path), settings, rng)
     result = VideoResult()
     if not windows:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fp_lightning.media.video import VideoError, read_frames
+from fp_lightning.media.decoding import VideoError
+from fp_lightning.media.video import read_frames
 from fp_lightning.pairs.grouping import grouped, spread
 from fp_lightning.pairs.preview_images import Picture, picture
 from fp_lightning.pairs.shards import shard_path

@@ -44,7 +44,12 @@ FLOW_LIMIT = 512 - 1 / QUANTUM  # largest flow that can be stored, in pixels
 def shard_path(root: str | Path, video: str) -> Path:
     """Return the shard of `video` in the folder `root`: the video's stem, made unique by a hash of its name."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(video).stem)[:60] or "video"
-    return Path(root) / FOLDER / f"{stem}-{hashlib.sha1(os.fsencode(video)).hexdigest()[:8]}.safetensors"
+    return Path(root) / FOLDER / f"{stem}-{name_hash(video)[:8]}.safetensors"
+
+
+def name_hash(video: str) -> str:
+    """Return the SHA-1 of a video's name, which need not be UTF-8, as hexadecimal digits."""
+    return hashlib.sha1(os.fsencode(video)).hexdigest()
 
 
 def write_shard(root: str | Path, video: str, pairs: Sequence[VideoPair]) -> Path:

@@ -20,7 +20,10 @@ from PIL import Image
 
 from fp_lightning.errors import InputError
 from fp_lightning.files import locked
-from fp_lightning.media.video import VideoError, duration, fit, list_videos, read_frames, stream_frames
+from fp_lightning.media.decoding import VideoError
+from fp_lightning.media.display import fit
+from fp_lightning.media.finding import list_videos
+from fp_lightning.media.video import duration, read_frames, stream_frames
 from fp_lightning.pairs.build import build_pairs
 from fp_lightning.pairs.candidates import build_video, choose_windows, make_pair, read_windows
 from fp_lightning.pairs.engines import Task, run_local
