@@ -43,7 +43,8 @@ class EditDataModule(L.LightningDataModule):
         num_workers: number of loader processes; it does not change the samples.
         val_fraction: fraction of the videos for validation; 0 for none.
         test_fraction: fraction of the videos for testing; 0 for none.
-        seed: decides splits, order and signals.
+        seed: decides splits, order and signals; None for that of `--seed_everything` on the command line, and 0 in
+            Python.
         inputs: folder of the user's images and signals, for prediction.
         limit_pairs: largest number of pairs per split; they are spread evenly over the split.
         overfit: train, validate and test on the same pairs (all, or `limit_pairs` of them).
@@ -67,7 +68,7 @@ class EditDataModule(L.LightningDataModule):
         num_workers: int = 0,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
-        seed: int = 0,
+        seed: int | None = None,
         inputs: str | None = None,
         limit_pairs: int | None = None,
         overfit: bool = False,
@@ -89,7 +90,8 @@ class EditDataModule(L.LightningDataModule):
         self.latent_store: LatentStore | None = None
         self.pairs, self.size, self.batch_size, self.num_workers = pairs, size, batch_size, num_workers
         self.fractions = {"val": val_fraction, "test": test_fraction}
-        self.seed, self.inputs, self.limit_pairs, self.overfit, self.flip = seed, inputs, limit_pairs, overfit, flip
+        self.seed, self.inputs, self.limit_pairs, self.overfit = seed or 0, inputs, limit_pairs, overfit
+        self.flip = flip
         if holdout is not None and overfit:
             raise InputError("data.holdout and data.overfit exclude each other; leave one out")
         self.holdout = holdout
@@ -167,9 +169,9 @@ class EditDataModule(L.LightningDataModule):
         names = [self.store.name(index) for index in self.indices["train"]]
         return hashlib.sha256("\n".join([str(self.seed), *names]).encode(errors="surrogateescape")).hexdigest()
 
-    def missing_latents(self, keys: Set[str]) -> MissingLatents:
-        """Return the samples of `fit` whose latents are not among the cached `keys`."""
-        return MissingLatents(self, keys)
+    def missing_latents(self, keys: Set[str], rank: int = 0, world: int = 1) -> MissingLatents:
+        """Return one rank's share of the samples of `fit` whose latents are not among the cached `keys`."""
+        return MissingLatents(self, keys, rank, world)
 
     def sample(self, split: Split, count: int) -> EditBatch:
         """Make one sample, a batch with b = 1. It depends only on (seed, split, count)."""
@@ -266,16 +268,21 @@ class Samples(Dataset[EditBatch]):
 
 
 class MissingLatents(Dataset[tuple[str, EditBatch]]):
-    """Keys and images of training and validation pairs that are not in the latent cache, mirrored ones included."""
+    """Keys and images of training and validation pairs that are not in the latent cache, mirrored ones included.
 
-    def __init__(self, data: EditDataModule, keys: Set[str]) -> None:
+    All pairs are shared out among the ranks before cached ones are left out, so that ranks that see another state of
+    the cache still cover it together. The order is random, so that two runs that fill one cache share the work.
+    """
+
+    def __init__(self, data: EditDataModule, keys: Set[str], rank: int, world: int) -> None:
         assert data.store is not None, "setup comes first"
         self.data, self.size, self.pairs = data.store, data.size, []
         for split in ("train", "val"):
             for mirrored in (False, True) if data.flip and split == "train" else (False,):
                 self.pairs += [(index, mirrored) for index in data.indices[split]]
         names = {(index, mirrored): key(data.store.name(index), mirrored) for index, mirrored in self.pairs}
-        self.pairs = [pair for pair, name in names.items() if name not in keys]
+        missing = [pair for pair, name in list(names.items())[rank::world] if name not in keys]
+        self.pairs = [missing[i] for i in np.random.default_rng().permutation(len(missing))]
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -51,7 +51,7 @@ def pairs(arguments: list[str]) -> None:
     parser.add_argument(
         "--workers", type=int, help="number of processes (default: one per core, or per GPU for learned estimators)"
     )
-    parser.add_argument("--resume", action="store_true", help="continue a folder that was started")
+    parser.add_argument("--resume", action="store_true", help="continue a folder that was started, or add videos to it")
     filters = parser.add_argument_group("filters", "lengths in pixels at 512 px width, shares from 0 to 1")
     for item in fields(PairFilter):
         value = getattr(default.filter, item.name)

@@ -15,6 +15,7 @@ from fp_lightning.pairs.engines import ENGINES, Engine, Task, default_workers, p
 from fp_lightning.pairs.preview import write_preview
 from fp_lightning.pairs.settings import PairSettings
 from fp_lightning.pairs.shards import FOLDER, MANIFEST, shard_path, write_manifest, write_shard
+from fp_lightning.pairs.stored import StoredVideos, file_size, keep_pairs, real_path
 
 
 def build_pairs(
@@ -35,7 +36,9 @@ def build_pairs(
         out: folder of the pairs.
         settings: how pairs are chosen and filtered; None for the defaults.
         workers: number of processes; None for one per core, or one per GPU with learned estimators.
-        resume: continue an interrupted run; finished videos are not read again.
+        resume: continue an interrupted run, or add videos to the folder. Finished videos are not read again, and
+            nothing that the folder holds is dropped. A video is known by its real path, so that it is the same by a
+            relative path, an absolute one or a link.
         engine: "local" or "ray".
 
     Returns:
@@ -65,11 +68,13 @@ def _build(
         raise InputError(f"{out} already holds pairs; choose another --out, delete it, or continue with --resume")
     for leftover in (out / FOLDER).glob(".*.partial"):  # from a run that was killed
         leftover.unlink()
-    done = {path: record for path in paths if resume and (record := _finished(out, path, settings))}
-    tasks = [Task(path, out, settings) for path in paths if path not in done]
+    stored = StoredVideos(out, settings.to_json())
+    names = {stored.name(path): path for path in paths}
+    tasks = [Task(path, out, settings, name) for name, path in names.items() if not stored.finished(name)]
+    built = {}
     for task, record in progress(ENGINES[engine](process_video, tasks, workers), len(tasks)):
-        done[task.path] = record
-    manifest = write_manifest(out, [done[path] for path in paths], settings.to_json())
+        built[task.video] = record
+    manifest = write_manifest(out, stored.merged(names, built), settings.to_json())
     write_preview(out)
     if not manifest["pairs"]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifest["rejected"].items())
@@ -83,39 +88,29 @@ def _build(
 
 def process_video(task: Task) -> dict[str, Any]:
     """Build the pairs of one video, write its shard and then its record, and return the record."""
-    record: dict[str, Any] = {"video": task.path, "pairs": 0, "rejected": {}, "error": None}
-    shard, result = shard_path(task.out, task.path), VideoResult()
+    record: dict[str, Any] = {"video": task.video, "pairs": 0, "rejected": {}, "error": None}
+    shard, result = shard_path(task.out, task.video), VideoResult()
     try:
         result = build_video(task.path, task.settings)
         if result.pairs:
-            write_shard(task.out, task.path, result.pairs)
+            write_shard(task.out, task.video, result.pairs)
         record |= {"pairs": len(result.pairs), "rejected": dict(result.rejected), "error": result.problem}
     except Exception as error:  # one bad video must not stop the others
         record["error"] = (
             str(error) if isinstance(error, InputError) else f"{task.path}: {type(error).__name__}: {error}"
         )
+    sidecar = shard.with_suffix(".json")
+    if record["error"] and shard.exists() and sidecar.exists():
+        kept = keep_pairs(json.loads(sidecar.read_text())["record"], record)
+        if kept is not record:
+            return kept
     if not record["pairs"]:
         shard.unlink(missing_ok=True)
-    saved = {"record": record, "settings": task.settings.to_json(), "candidates": result.candidates}
+    saved: dict[str, Any] = {"record": record, "settings": task.settings.to_json(), "candidates": result.candidates}
+    saved |= {"file": real_path(task.path), "bytes": file_size(task.path)}
     try:
-        with written_beside(shard.with_suffix(".json")) as partial:
+        with written_beside(sidecar) as partial:
             partial.write_text(json.dumps(saved))
     except InputError as error:  # without a record, --resume builds the video again
         record["error"] = record["error"] or f"{task.path}: its record is missing: {error}"
     return record
-
-
-def _finished(out: Path, path: str, settings: PairSettings) -> dict[str, Any] | None:
-    """Return the record of a finished video, or None if it must be built. Videos with errors are tried again.
-
-    Raises:
-        InputError: the video was built with other settings.
-    """
-    shard = shard_path(out, path)
-    if not shard.with_suffix(".json").exists():
-        return None
-    saved = json.loads(shard.with_suffix(".json").read_text())
-    if saved["settings"] != settings.to_json():
-        raise InputError(f"{out} was built with other settings; choose another --out, or resume with the same settings")
-    record: dict[str, Any] = saved["record"]
-    return record if record["error"] is None and (shard.exists() or not record["pairs"]) else None

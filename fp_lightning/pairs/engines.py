@@ -26,11 +26,17 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """One video to process."""
+    """One video to process. `name` is its name in the folder of pairs; None for its path."""
 
     path: str
     out: Path
     settings: PairSettings
+    name: str | None = None
+
+    @property
+    def video(self) -> str:
+        """The name of the video in the folder of pairs."""
+        return self.name or self.path
 
 
 Work = Callable[[Task], Record]
@@ -84,7 +90,7 @@ def _run_alone(work: Work, task: Task) -> Record:
             return pool.submit(work, task).result()
     except BrokenProcessPool:
         why = f"{task.path} killed the process that read it: out of memory, or a crash in the decoder"
-        return {"video": task.path, "pairs": 0, "rejected": {}, "error": why}
+        return {"video": task.video, "pairs": 0, "rejected": {}, "error": why}
 
 
 def _pool(workers: int, learned: bool) -> ProcessPoolExecutor:

@@ -48,6 +48,10 @@ class LatentStore:
         """Return the keys of all cached pairs."""
         return {path.stem for path in self.folder.glob("*.safetensors")}
 
+    def has(self, key: str) -> bool:
+        """Return whether a pair is cached, possibly by another process meanwhile."""
+        return self._path(key).exists()
+
     def write(self, key: str, batch: EditBatch) -> None:
         """Write the tensors of a batch with b = 1, atomically.
 

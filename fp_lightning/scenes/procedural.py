@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fp_lightning.errors import InputError
+from fp_lightning.files import locked
 from fp_lightning.pairs.engines import cores, one_thread
 from fp_lightning.pairs.shards import MANIFEST, write_manifest, write_shard
 from fp_lightning.scenes.content import SceneContent
@@ -39,7 +40,7 @@ def write_scene_pairs(
         content: what the scenes show; None for the defaults.
 
     Raises:
-        InputError: a number is out of range, or the folder already has pairs.
+        InputError: a number is out of range, the folder already has pairs, or another run writes to it.
     """
     out, content = Path(out), content or SceneContent()
     if stride < 1 or (workers is not None and workers < 1):
@@ -51,6 +52,14 @@ def write_scene_pairs(
     if (out / MANIFEST).exists():
         raise InputError(f"{out} already holds pairs; choose another folder")
     Scene(seed, size, content)  # invalid values fail here, before anything is written
+    with locked(out):
+        return _write(out, count, size, seed, stride, workers, content)
+
+
+def _write(
+    out: Path, count: int, size: tuple[int, int], seed: int, stride: int, workers: int | None, content: SceneContent
+) -> dict[str, Any]:
+    """`write_scene_pairs`, with the folder locked and the arguments checked."""
     starts = range(seed, seed + count, PER_SHARD)
     shards = [(first, min(PER_SHARD, seed + count - first)) for first in starts]
     work = partial(_write_shard, out, size, stride, content)

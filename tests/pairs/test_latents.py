@@ -186,3 +186,42 @@ def test_a_folder_that_cannot_be_written_names_the_option(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=f"cannot write into {tmp_path}/file/.*; choose another .*--data.latents"):
         LatentStore(tmp_path / "file" / "latents", {})
+
+
+def test_two_runs_share_the_filling(pairs, tmp_path, monkeypatch):
+    """What another process has written meanwhile is left as it is."""
+    _, data = fit(pairs, tmp_path, str(tmp_path / "latents"))
+    folder = data.latent_store.folder
+    made = {path: path.read_bytes() for path in folder.glob("*.safetensors")}
+    for path in made:
+        path.unlink()
+    encoded, encode = [], make_editor().__class__.with_latents
+
+    def with_latents(self, batch):
+        encoded.append(batch.name)
+        if len(encoded) == 1:  # the other run writes all but this pair
+            for path, content in made.items():
+                if path.stem != batch.name[0]:
+                    path.write_bytes(content)
+        return encode(self, batch)
+
+    monkeypatch.setattr(make_editor().__class__, "with_latents", with_latents)
+    fit(pairs, tmp_path, str(tmp_path / "latents"))
+    assert len(encoded) == 1
+    assert {path: path.read_bytes() for path in made} == made
+
+
+def test_ranks_cover_a_cache_together_whatever_each_has_seen(pairs):
+    data = SketchDataModule(pairs=pairs, size=(32, 32), val_fraction=0.34, test_fraction=0)
+    data.setup("fit")
+    keys = [key for key, _ in data.missing_latents(set())]
+    seen_later = {keys[0], keys[3]}  # written by another run between the two ranks' looks
+    shares = [data.missing_latents(set(), 0, 2), data.missing_latents(seen_later, 1, 2)]
+    assert {key for share in shares for key, _ in share} | seen_later == set(keys)
+    assert not {key for key, _ in shares[0]} & {key for key, _ in shares[1]}
+
+
+def test_runs_fill_in_different_orders(pairs):
+    data = SketchDataModule(pairs=pairs, size=(32, 32), val_fraction=0.34, test_fraction=0, flip=True)
+    data.setup("fit")
+    assert len({tuple(data.missing_latents(set()).pairs) for _ in range(5)}) > 1
