@@ -16,6 +16,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.files import write_atomic
 from fp_lightning.model.svd.load import local_folder
 from fp_lightning.weights.folders import empty_networks, open_part, read_index, read_json
+from fp_lightning.weights.saving import save_over
 from fp_lightning.weights.tensorfiles import check_weights
 
 ALIGNMENT = 64  # bytes, the alignment of memory that torch allocates
@@ -67,6 +68,8 @@ class SavedPipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """Write a folder in diffusers' format. Add a model card, README.md, if the folder has none.
 
+        Weights of an earlier save of the same variant are deleted, see `save_over`.
+
         Args:
             save_directory: the folder.
             kwargs: arguments of `DiffusionPipeline.save_pretrained`, and with `push_to_hub=True` those of
@@ -80,7 +83,8 @@ class SavedPipeline(DiffusionPipeline):
         folder, push = Path(save_directory), kwargs.pop("push_to_hub", False)
         names = ("repo_id", "private", "token", "commit_message", "create_pr")
         upload = {name: kwargs.pop(name) for name in names if name in kwargs}
-        super().save_pretrained(str(folder), **kwargs)
+        save = super().save_pretrained
+        save_over(folder, lambda new: save(str(new), **kwargs), kwargs.get("variant"))
         if not (folder / "README.md").exists():
             write_atomic(folder / "README.md", self.model_card(upload.get("repo_id", folder.name)).encode())
         if push:

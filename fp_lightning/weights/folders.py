@@ -18,14 +18,14 @@ from fp_lightning import files
 from fp_lightning.errors import InputError
 from fp_lightning.model.control import ControlEncoder
 from fp_lightning.model.svd.unet import FramePainterUNet
-from fp_lightning.weights.tensorfiles import StoredTensor, open_weights
+from fp_lightning.weights.tensorfiles import TRANSFORMERS_STEM, StoredTensor, open_weights
 
 PIPELINE = "FramePainterPipeline"  # class name in model_index.json
 STEMS = {  # file name of each part's weights, without suffix
     "unet": "diffusion_pytorch_model",
     "control_encoder": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
-    "image_encoder": "model",
+    "image_encoder": TRANSFORMERS_STEM,
 }
 
 

@@ -21,6 +21,7 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+TRANSFORMERS_STEM = "model"  # file name of the weights of a transformers model, without suffix
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|_forward_module)\.)+")
 Stored = TypeVar("Stored")
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -74,13 +75,16 @@ def open_tensors(path: str | Path) -> dict[str, StoredTensor]:
 def open_weights(folder: str | Path, stem: str, variant: str | None = None) -> dict[str, StoredTensor]:
     """Return the tensors of a model folder by name: `stem[.variant].safetensors`, or the shards listed in its index.
 
+    If a folder has both, the one is read that its library loads: diffusers (any stem but "model") prefers the index,
+    transformers (the stem "model") the single file.
+
     Raises:
         InputError: neither file exists, or see `open_tensors`.
     """
     folder, suffix = Path(folder), f".{variant}" if variant else ""
     index = folder / f"{stem}.safetensors.index{suffix}.json"
     single = folder / f"{stem}{suffix}.safetensors"
-    if single.is_file():
+    if single.is_file() and (stem == TRANSFORMERS_STEM or not index.is_file()):
         return open_tensors(single)
     if index.is_file():
         shards = _shards(index)
