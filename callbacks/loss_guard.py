@@ -25,6 +25,9 @@ class LossGuard(L.Callback):
     with, and the names of the main process's samples. Noise depends only on seed and step, so the record is enough
     to reproduce the step.
 
+    In float16, `GradScaler` starts at a scale at which gradients overflow, skips those steps itself and lowers the
+    scale. They are not recorded. An overflow at scale 1 or below is.
+
     Args:
         path: file for the records.
         spike: a loss above `spike` times the median of the last `window` steps is a spike; null only checks that
@@ -64,13 +67,14 @@ class LossGuard(L.Callback):
         self._names += batch.name
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        self._losses.append(loss.detach().float())
+        self._losses.append(loss.detach().float() / _scale(trainer, loss))
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         loss = torch.stack(self._losses).sum()  # Lightning has divided each by the number of micro-batches
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).float().sum()  # finite if all gradients are
-        bad = ~torch.isfinite(norm) | ~(loss <= self._limit)
+        overflow = ~torch.isfinite(norm) & (_scale(trainer, loss) <= 1)
+        bad = overflow | ~torch.isfinite(loss) | (loss > self._limit)
         outcome = torch.stack([loss, bad.float()])
         if trainer.world_size > 1:
             outcome = trainer.strategy.reduce(outcome, reduce_op="max")  # type: ignore[assignment]
@@ -106,9 +110,7 @@ class LossGuard(L.Callback):
             else:
                 self.losses.append(loss)
         self._unread = []
-        self.losses = self.losses[-self.window :]
-        if self.spike is not None and len(self.losses) == self.window:
-            self._limit = self.spike * median(self.losses)
+        self._update_limit()
         if lines and trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
@@ -125,4 +127,18 @@ class LossGuard(L.Callback):
         return {"losses": self.losses, "left_out": self.skipped, "limit": self._limit}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.losses, self.skipped, self._limit = (state_dict[name] for name in ("losses", "left_out", "limit"))
+        self.losses, self.skipped = state_dict["losses"], state_dict["left_out"]
+        self._update_limit()
+
+    def _update_limit(self) -> None:
+        """Compute the largest loss that is no spike."""
+        self.losses = self.losses[-self.window :]
+        known = self.spike is not None and len(self.losses) == self.window
+        self._limit = self.spike * median(self.losses) if known else float("inf")  # type: ignore[operator]
+
+
+def _scale(trainer: L.Trainer, loss: Tensor) -> Tensor:
+    """Return the factor by which float16 training multiplies losses and gradients; 1 in other precisions."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    one = torch.ones_like(loss, dtype=torch.float32)
+    return one if scaler is None else scaler.scale(one)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 from callbacks import LossGuard
@@ -93,3 +94,53 @@ def test_what_is_kept_resumes(tmp_path):
 def test_numbers_out_of_range_are_refused(tmp_path, options):
     with pytest.raises(InputError, match="spike must be greater than 1"):
         LossGuard(tmp_path, **options)
+
+
+class HalfModule(Module):
+    """Has gradients in float16, which overflow beyond 65504."""
+
+    def __init__(self) -> None:
+        super().__init__(fused=False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        return batch.factor * self.weight.half().sum().float()
+
+
+def train_scaled(guard: LossGuard, factors: list[float], scale: float) -> tuple[HalfModule, torch.amp.GradScaler]:
+    """Train in float16 from this scale of the losses."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    precision = MixedPrecision("16-mixed", "cpu", scaler)
+    return train(guard, factors, HalfModule(), plugins=[precision]), scaler
+
+
+def test_overflows_of_the_first_float16_steps_are_the_scalers_own(tmp_path):
+    guard = LossGuard(tmp_path / "left_out.jsonl", window=4, patience=2, every=1)
+    module, scaler = train_scaled(guard, [1.0] * 6, 2.0**19)
+    assert scaler.get_scale() == 2.0**15  # four steps overflowed
+    assert torch.equal(module.after[3], torch.ones(3)) and not torch.equal(module.after[4], module.after[3])
+    assert guard.skipped == [] and not (tmp_path / "left_out.jsonl").exists()
+
+
+def test_float16_losses_are_recorded_without_their_scale(tmp_path):
+    guard = LossGuard(tmp_path / "left_out.jsonl", every=1)
+    train_scaled(guard, [1.0, 1.0], 256.0)
+    assert guard.losses == pytest.approx([3.0, 3.0], rel=0.05)
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(float("nan"), 256.0), (1e5, 1.0)])
+def test_bad_float16_steps_are_told_of(tmp_path, factor, scale):
+    guard = LossGuard(tmp_path / "left_out.jsonl", spike=None, every=1)
+    module, _ = train_scaled(guard, [1.0, factor], scale)
+    assert guard.skipped == [1] and torch.equal(module.after[1], module.after[0])
+
+
+def test_another_spike_counts_at_resume(tmp_path):
+    guard = LossGuard(tmp_path / "left_out.jsonl", window=2)
+    train(guard, [1.0, 1.0])
+    limits = {}
+    for spike in (10.0, 2.0, None):
+        resumed = LossGuard(tmp_path / "left_out.jsonl", spike=spike, window=2)
+        resumed.load_state_dict(guard.state_dict())
+        limits[spike] = resumed.state_dict()["limit"]
+    assert limits[10.0] == guard.state_dict()["limit"] == pytest.approx(5 * limits[2.0])
+    assert limits[None] == float("inf")
