@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -13,22 +14,28 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.progress import _BatchProgress
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fp_lightning.errors import InputError
 
 NAME = "last"
+STOPPING = b"\nstopping after this step, with a checkpoint; press Ctrl+C again to stop at once\n"
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Write `last.ckpt` after every validation, at the end of training, and on SIGTERM.
+    """Write `last.ckpt` after every validation, at the end of training, on SIGTERM and on Ctrl+C.
 
     Without validation, it is written after every epoch. Lightning's `save_last` skips validations that are not the
     best, and the steps after the last validation.
 
-    SLURM and clouds send SIGTERM before they take a machine away. For SLURM jobs that request SIGUSR1 before their
-    end, Lightning writes a checkpoint and requeues the job. Here, both signals wait for the end of the optimiser
-    step or of the validation batch, and all processes agree on it. A resumed run is therefore equal to an
-    uninterrupted one. An interrupted validation is repeated from its start.
+    SLURM and clouds send SIGTERM before they take a machine away, and Ctrl+C in a terminal sends SIGINT. For SLURM
+    jobs that request SIGUSR1 before their end, Lightning writes a checkpoint and requeues the job. Here, all three
+    signals wait for the end of the optimiser step or of the validation batch, and all processes agree on it. A
+    resumed run is therefore equal to an uninterrupted one. An interrupted validation is repeated from its start. A
+    second Ctrl+C stops at once.
+
+    SIGTERM and SIGINT end training with Lightning's `SIGTERMException`, whose argument is the signal's number.
 
     Args:
         dirpath: folder of the checkpoint.
@@ -37,7 +44,8 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, dirpath: str | Path) -> None:
         super().__init__(dirpath=dirpath, filename=NAME, enable_version_counter=False)
         self._signal = 0  # number of the signal received, or 0
-        self._before: dict[int, Callable[[int, None], Any]] = {}  # Lightning's handlers
+        self._stopped_by = 0  # number of the signal that ended training, or 0
+        self._before: dict[int, Callable[[int, Any], Any]] = {}  # Lightning's handlers
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adapt Lightning's progress within the epoch to another batch size or number of ranks.
@@ -63,7 +71,8 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._signal = 0
         if threading.current_thread() is threading.main_thread():  # Lightning restores the original handlers
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has two
+            for number in (getattr(signal, name) for name in names):
                 if callable(before := signal.getsignal(number)):
                     self._before[number] = before
                     signal.signal(number, self._on_signal)
@@ -71,6 +80,10 @@ class LastCheckpoint(ModelCheckpoint):
     def _on_signal(self, number: int, _: Any) -> None:
         """Note a signal until the end of the step."""
         self._signal = max(self._signal, number)
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                os.write(2, STOPPING)  # print is not safe in a signal handler
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -102,12 +115,18 @@ class LastCheckpoint(ModelCheckpoint):
             received = torch.tensor(float(number), device=trainer.strategy.root_device)
             number = int(trainer.strategy.reduce(received, reduce_op="max"))
         self._signal = 0
-        if number == signal.SIGTERM:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._stopped_by = number
             self._write(trainer)
             trainer._signal_connector.received_sigterm = True  # Lightning logs the step and stops
         elif number:
             trainer.strategy.checkpoint_io.background = False  # type: ignore[attr-defined]  # the job ends right after
             self._before[number](number, None)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        if isinstance(exception, SIGTERMException) and self._stopped_by:
+            exception.args = (self._stopped_by,)
 
     def _write(self, trainer: L.Trainer) -> None:
         """Save `last.ckpt`."""

@@ -36,7 +36,7 @@ class SceneClipDataModule(L.LightningDataModule):
         num_workers: number of loader processes.
         train_batches: number of batches per epoch; every epoch has new ones.
         val_batches: number of validation batches, the same in every epoch.
-        seed: decides all clips.
+        seed: decides all clips; None as in `EditDataModule`.
         content: fields of `SceneContent`: what a scene shows and how it moves.
 
     Raises:
@@ -52,7 +52,7 @@ class SceneClipDataModule(L.LightningDataModule):
         num_workers: int = 1,
         train_batches: int = 1000,
         val_batches: int = 8,
-        seed: int = 0,
+        seed: int | None = None,
         **content: Any,
     ) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class SceneClipDataModule(L.LightningDataModule):
                 f"got frames {list(frames)} and frames_per_batch {frames_per_batch}"
             )
         self.size, self.frames, self.frames_per_batch = size, tuple(frames), frames_per_batch
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed = num_workers, seed or 0
         self.batches: dict[Split, int] = {"train": train_batches, "val": val_batches}
         self.content = SceneContent(**content)
         self._scene(0)  # an invalid size or seed fails here

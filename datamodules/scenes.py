@@ -23,7 +23,7 @@ class SceneDataModule(EditDataModule):
         train_samples: number of scenes per epoch; every epoch has new ones.
         val_samples: number of validation scenes, the same in every epoch.
         test_samples: number of test scenes, the same in every epoch.
-        seed: decides the scenes of all splits.
+        seed: decides the scenes of all splits; None as in `EditDataModule`.
         stride: pixels between tracked token centres.
         inputs: folder of the user's images and signals, for prediction.
         signals: names of the signals; a sketch by default. See `AllSignalsDataModule`.
@@ -45,7 +45,7 @@ class SceneDataModule(EditDataModule):
         train_samples: int = 4096,
         val_samples: int = 64,
         test_samples: int = 64,
-        seed: int = 0,
+        seed: int | None = None,
         stride: int = TRACK_STRIDE,
         inputs: str | None = None,
         signals: tuple[str, ...] = ("sketch",),

@@ -156,17 +156,18 @@ def require_writable(folder: Path, option: str) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Hold an exclusive lock on `folder`, which is created if it is missing.
 
-    The operating system releases the lock if the process ends in any way. There is no lock on Windows.
+    The operating system releases the lock if the process ends in any way. There is no lock on Windows. Locks with
+    other file names are independent.
 
     Raises:
         InputError: another process holds the lock, the file system has no locks, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("w")
+        handle = (folder / name).open("w")
     except OSError as error:
         raise InputError(f"cannot write {describe(error, folder)}") from error
     with handle:

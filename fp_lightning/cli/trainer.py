@@ -23,23 +23,25 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from fp_lightning.cli.commands import TRAINER_COMMANDS
-from fp_lightning.cli.names import MODE, protect_options, protect_recipes, protect_values, restore, saved
+from fp_lightning.cli.names import MODE, protect_options, protect_recipes, restore
+from fp_lightning.cli.run_folder import as_recipe, fill_seeds, find_checkpoint, protected
 from fp_lightning.errors import InputError
 from fp_lightning.files import require_writable, write_atomic
 from fp_lightning.training.provenance import provenance
 from fp_lightning.training.recipe_files import RECIPES
 
-TERMINATED = 128 + signal.SIGTERM  # exit status of a process that SIGTERM ended, as shells and SLURM read it
 RUN_RECIPE = RECIPES / "run.yaml"  # what every run writes; read before the recipes that a command names
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes `<run>/{config.*.yaml,provenance.*.json}`, * being the command, so that none replaces another's."""
+    """Writes `<run>/{config.*.yaml,provenance.*.json}`, * being the command, so that none replaces another's.
+
+    The configuration is a recipe: with another `--trainer.default_root_dir` it writes nothing into this run.
+    """
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder, command = Path(trainer.default_root_dir), trainer.state.fn.value  # type: ignore[union-attr]
-        text = self.parser.dump(protect_values(self.config), skip_none=False, skip_validation=True)
-        write_atomic(folder / f"config.{command}.yaml", saved(text).encode())
+        write_atomic(folder / f"config.{command}.yaml", as_recipe(self.parser, self.config).encode())
         pairs = getattr(getattr(trainer, "datamodule", None), "pairs", None)
         known = json.dumps(provenance(pairs), indent=2)
         write_atomic(folder / f"provenance.{command}.json", known.encode())
@@ -58,15 +60,17 @@ class EditCLI(LightningCLI):
         self.config = restore(parser.parse_args(protect_options(sys.argv[1:])))
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a run folder that cannot be written before any work."""
-        folder = self.config[self.config.subcommand].trainer.default_root_dir
+        """Refuse a run folder that cannot be written before any work; fill in the seeds."""
+        config = self.config[self.config.subcommand]
+        folder = config.trainer.default_root_dir
         if folder is not None and "://" not in str(folder):
             require_writable(Path(folder), "--trainer.default_root_dir")
+        fill_seeds(config)
 
     def _parse_ckpt_path(self) -> None:
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and path not in ("last", "best", "hpc", "registry") and not Path(path).is_file():
-            raise InputError(f"no checkpoint {path}; a run keeps its own in checkpoints/last.ckpt and best.ckpt")
+        config = self.config[self.config.subcommand]
+        if config.get("ckpt_path"):
+            config["ckpt_path"] = find_checkpoint(str(config["ckpt_path"]), config)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         try:
@@ -74,6 +78,10 @@ class EditCLI(LightningCLI):
         except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
             # for instance a strategy that is unknown or not for this accelerator, or SLURM's variables without srun
             raise _refusal(error) from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with protected(self.trainer, subcommand, self.config[subcommand].get("ckpt_path")):
+            super()._run_subcommand(subcommand)
 
 
 class Unbuilt(EditCLI):
@@ -109,7 +117,8 @@ def configuration(words: Sequence[str]) -> Namespace:
 def run(command: str) -> None:
     """Runs `fit`, `validate`, `test` or `predict` as `sys.argv` says.
 
-    After SIGTERM the step is finished, `last.ckpt` written, and the exit status `TERMINATED`.
+    After SIGTERM or Ctrl+C the step is finished and `last.ckpt` written. The exit status is 128 plus the signal's
+    number, as shells and SLURM read it.
 
     Raises:
         InputError: a recipe or an option is wrong; one line that names it.
@@ -131,6 +140,7 @@ def _cli(kind: type[EditCLI]) -> EditCLI:
         L.LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        seed_everything_default=0,
         save_config_callback=RunConfig,
         save_config_kwargs={"save_to_log_dir": False},
         parser_kwargs={"prog": "fp-lightning", **common, **subcommands},
@@ -142,9 +152,15 @@ def _told(command: str) -> Iterator[None]:
     """Turns what Lightning and jsonargparse raise into one line."""
     try:
         yield
-    except SIGTERMException:
-        print("stopped by SIGTERM; go on with --ckpt_path RUN/checkpoints/last.ckpt", file=sys.stderr)
-        raise SystemExit(TERMINATED) from None
+    except SIGTERMException as error:
+        number = error.args[0] if error.args else signal.SIGTERM
+        stopped = f"stopped by {'Ctrl+C' if number == signal.SIGINT else 'SIGTERM'}"
+        print(f"{stopped}; go on with --ckpt_path RUN/checkpoints/last.ckpt", file=sys.stderr)
+        raise SystemExit(128 + number) from None
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with status 1
+            raise KeyboardInterrupt from None
+        raise
     except argparse.ArgumentError as error:
         raise InputError(one_line(restore(str(error)), command)) from error
     except MisconfigurationException as error:

@@ -24,7 +24,7 @@ def build_editor(
     attention: AttentionKind = "matching",
     match_queries: MatchQueries = "target",
     variant: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     gradient_checkpointing: bool = False,
     control_frames: Literal["target", "both"] = "target",
     control_factor: float = INJECTION_FACTOR,
@@ -43,7 +43,9 @@ def build_editor(
     """Build a `FramePainter` on SVD's parts. Recipes name this function as `class_path`.
 
     Args:
-        model, weights, attention, match_queries, variant, seed: see `load_backbone`.
+        model, weights, attention, match_queries, variant: see `load_backbone`.
+        seed: seed of all weights that are not loaded; None for that of `--seed_everything` on the command line, and 0
+            in Python.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
         trains, lora_rank: see `choose_trainable`.
         control_frames, control_factor, reconstruct_source, matching_weight, matching_loss, sigma_mean, sigma_std,
@@ -56,6 +58,7 @@ def build_editor(
         raise InputError(
             f"trains {trains} would leave random weights frozen; set weights to pretrained, or trains to all"
         )
+    seed = seed or 0
     backbone = load_backbone(model, weights, attention, match_queries, variant, seed)
     saved = saved_settings(model) if weights == "pretrained" else None
     if saved is not None:

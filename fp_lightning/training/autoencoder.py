@@ -13,8 +13,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from fp_lightning.model.svd.specialise import generalise, specialise
-from fp_lightning.training.optimiser import check_last_validation
+from fp_lightning.training.optimiser import check_last_validation, use_settings, warmed_up
 from fp_lightning.types import ClipBatch
+from fp_lightning.weights.saving import save_over
 
 COLOURS = (
     (1.4, 1.4, 1.4),
@@ -62,6 +63,10 @@ class AutoencoderModule(L.LightningModule):
         """See `check_last_validation`."""
         check_last_validation(self.trainer)
 
+    def on_train_start(self) -> None:
+        """See `use_settings`."""
+        use_settings(self, self.learning_rate)
+
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """Log the losses and return their weighted sum, a scalar."""
         posterior, lightness, hue = self._errors(batch, sampled=True)
@@ -99,13 +104,10 @@ class AutoencoderModule(L.LightningModule):
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
             vae = generalise(copy.deepcopy(self.vae))
             vae.register_to_config(scaling_factor=round(1 / float(self.trainer.callback_metrics["val/latent_std"]), 4))
-            vae.half().save_pretrained(self.out)
+            save_over(self.out, vae.half().save_pretrained)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW with linear warm-up and cosine decay."""
         optimizer = torch.optim.AdamW(self.vae.parameters(), lr=self.learning_rate, betas=(0.9, 0.99))
-        total = int(self.trainer.estimated_stepping_batches)
-        warm = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-2, total_iters=self.warmup)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, total - self.warmup))
-        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, decay], [self.warmup])
+        schedule = warmed_up(optimizer, self.warmup, "cosine", self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

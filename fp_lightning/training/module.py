@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from fp_lightning.errors import InputError
 from fp_lightning.evaluation.correspondence import CorrespondenceMetrics, attention_maps, entropy, probe
@@ -44,7 +44,7 @@ class FramePainterModule(AdamWModule):
         metrics: metrics of validation and test; None for the defaults of `EditMetrics`.
         fit_edits: number of samples per process that a validation within `fit` edits. Its losses cover all samples.
             `validate` and `test` edit every sample.
-        seed: seed of all noise.
+        seed: seed of all noise; None for that of `--seed_everything` on the command line, and 0 in Python.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class FramePainterModule(AdamWModule):
         sampling: Sampling | None = None,
         metrics: EditMetrics | None = None,
         fit_edits: int = 32,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(editor, learning_rate, betas, weight_decay, warmup, schedule, optimizer)
-        self.seed = seed
+        self.seed = seed or 0
         self.sampling = sampling or Sampling()
         self.edit_metrics, self.fit_edits = metrics or EditMetrics(), fit_edits
         self.correspondence_metrics = CorrespondenceMetrics(list(editor.prior.attentions()))
@@ -81,19 +81,22 @@ class FramePainterModule(AdamWModule):
             store_frozen(self.editor, torch.float32)
 
     def _cache_latents(self) -> None:
-        """Encode the pairs whose latents are not yet in the data module's cache; the ranks share the work."""
+        """Encode the pairs whose latents are not yet in the data module's cache.
+
+        The ranks share the work, and so do runs that fill the same cache at the same time.
+        """
         data: Any = getattr(self.trainer, "datamodule", None)
         if getattr(data, "latents", None) is None:
             return
         store = LatentStore(data.latents, {**self.editor.latent_settings(), "size": list(data.size)})
-        missing = data.missing_latents(store.keys())
-        rank_share = Subset(missing, range(self.global_rank, len(missing), self.trainer.world_size))
+        missing = data.missing_latents(store.keys(), self.global_rank, self.trainer.world_size)
         if len(missing):
             logger.info("encoding latents of %d pairs into %s", len(missing), store.folder)
-        loader = DataLoader(rank_share, batch_size=None, num_workers=data.num_workers)
-        quiet = self.global_rank > 0 or not len(rank_share)
-        for key, batch in track(loader, "latents", total=len(rank_share), disable=quiet):
-            store.write(key, self.editor.with_latents(batch.to(self.device)))
+        loader = DataLoader(missing, batch_size=None, num_workers=data.num_workers)
+        quiet = self.global_rank > 0 or not len(missing)
+        for key, batch in track(loader, "latents", total=len(missing), disable=quiet):
+            if not store.has(key):
+                store.write(key, self.editor.with_latents(batch.to(self.device)))
         self.trainer.strategy.barrier("latents")
         data.latent_store = store
 
@@ -207,6 +210,7 @@ class FramePainterModule(AdamWModule):
             "optimizer": self.optimizer,
             "size": None if size is None else list(size),
             "signals": None if signals is None else list(signals),
+            "data_seed": getattr(data, "seed", None),
         }
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
 
@@ -230,12 +234,29 @@ class FramePainterModule(AdamWModule):
                 f"--model.optimizer {optimizer}"
             )
         self.editor.trained = True
-        data_signals = getattr(getattr(self._trainer, "datamodule", None), "signals", None)
-        checkpoint_signals = origin.get("signals")
+        data = getattr(self._trainer, "datamodule", None)
+        self._warn_of_other_data(origin, data)
+        data_signals, checkpoint_signals = getattr(data, "signals", None), origin.get("signals")
         if checkpoint_signals and data_signals and not set(data_signals) <= set(checkpoint_signals):
             logger.warning(
                 "the checkpoint was trained on %s, but the data has %s; it will ignore signals it has not learned",
                 *(", ".join(checkpoint_signals), ", ".join(data_signals)),
+            )
+
+    def _warn_of_other_data(self, origin: dict[str, Any], data: Any) -> None:
+        """Warn if other weights stay frozen than in training, or if pairs may be scored that were trained on."""
+        stage = None if self._trainer is None else self.trainer.state.fn
+        if stage == "fit" and origin.get("model", self.editor.model) != self.editor.model:
+            logger.warning(
+                "the checkpoint was trained from %s, so of %s only the weights that do not train are used",
+                *(origin["model"], self.editor.model),
+            )
+        saved = origin.get("data_seed")
+        if stage in ("validate", "test") and saved is not None and getattr(data, "seed", saved) != saved:
+            logger.warning(
+                "the checkpoint was trained with data.seed %s, now %s: pairs may be scored that were trained on; "
+                "add --data.seed %s",
+                *(saved, data.seed, saved),
             )
 
     def _check_tensors(self, state_dict: dict[str, Tensor]) -> None:
@@ -261,6 +282,19 @@ class FramePainterModule(AdamWModule):
             )
 
     def on_predict_start(self) -> None:
+        """See `_warn_if_untrained`."""
+        self._warn_if_untrained()
+
+    def on_test_start(self) -> None:
+        """See `_warn_if_untrained`."""
+        self._warn_if_untrained()
+
+    def on_validation_start(self) -> None:
+        """See `_warn_if_untrained`; within `fit`, nothing needs to be loaded."""
+        if self.trainer.state.fn != "fit":
+            self._warn_if_untrained()
+
+    def _warn_if_untrained(self) -> None:
         """Warn if no trained weights are loaded."""
         if not self.editor.trained and self.trainer.global_step == 0:
             logger.warning(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import lightning as L
 import torch
@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from fp_lightning.errors import InputError
 from fp_lightning.model.editor import FramePainter
@@ -50,6 +51,46 @@ def adamw_8bit() -> Callable[..., Optimizer]:
     return AdamW8bit
 
 
+def warmed_up(optimizer: Optimizer, warmup: int, schedule: Schedule, total: float) -> LambdaLR:
+    """Return a schedule of the learning rate: linear warm-up, then constant or cosine decay to zero.
+
+    Args:
+        warmup: number of optimiser steps of warm-up.
+        total: number of optimiser steps of the whole fit.
+    """
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / (warmup + 1))
+        if schedule == "constant":
+            return warm
+        done = max(0.0, (step - warmup) / max(1.0, total - warmup))
+        return warm * (1 + math.cos(done * math.pi)) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+def use_settings(module: L.LightningModule, learning_rate: float, **settings: Any) -> None:
+    """Train a resumed run with its own settings, not with those in the checkpoint, and log what differs.
+
+    Args:
+        module: has one optimiser and a schedule by `warmed_up`, both as the checkpoint left them.
+        learning_rate: peak learning rate.
+        settings: further settings of the optimiser's groups, for example `betas`.
+    """
+    optimizer = cast(Optimizer, module.optimizers(use_pl_optimizer=False))
+    schedule = cast(LambdaLR, module.lr_schedulers())
+    changed: dict[str, None] = {}
+    for group in optimizer.param_groups:
+        for name, value in {"initial_lr": learning_rate, **settings}.items():
+            if group[name] != value:
+                changed[f"{name.replace('initial_lr', 'learning_rate')} {value} (checkpoint: {group[name]})"] = None
+                group[name] = value
+        group["lr"] = learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
+    schedule.base_lrs = [learning_rate for _ in optimizer.param_groups]
+    if changed and module.trainer.is_global_zero:
+        logger.warning("going on with %s", ", ".join(changed))
+
+
 class AdamWModule(L.LightningModule):
     """Base of modules that train an editor or parts of it: AdamW over trainable weights, schedule, gradient clipping.
 
@@ -76,6 +117,10 @@ class AdamWModule(L.LightningModule):
         super().__init__()
         self.editor, self.learning_rate, self.betas, self.weight_decay = editor, learning_rate, betas, weight_decay
         self.warmup, self.schedule, self.optimizer = warmup, schedule, optimizer
+
+    def on_train_start(self) -> None:
+        """See `use_settings`."""
+        use_settings(self, self.learning_rate, betas=tuple(self.betas), weight_decay=self.weight_decay)
 
     def setup(self, stage: str) -> None:
         """Check the settings; warn if the precision loses small updates.
@@ -117,21 +162,16 @@ class AdamWModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser of the trainable weights and its schedule, which advances every step."""
         trainable = [p for p in self.editor.parameters() if p.requires_grad]
-        options: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
+        options: dict[str, Any] = {
+            "lr": self.learning_rate,
+            "betas": tuple(self.betas),
+            "weight_decay": self.weight_decay,
+        }
         optimizer: Optimizer
         if self.optimizer == "adamw_8bit":
             optimizer = adamw_8bit()(trainable, **options)
         else:
             fused = self.trainer.precision != "16-mixed"  # a fused step unscales gradients itself, too late to clip
             optimizer = torch.optim.AdamW(trainable, **options, fused=fused)
-        total = self.trainer.estimated_stepping_batches
-
-        def factor(step: int) -> float:
-            warmed_up = min(1.0, (step + 1) / (self.warmup + 1))
-            if self.schedule == "constant":
-                return warmed_up
-            done = max(0.0, (step - self.warmup) / max(1.0, total - self.warmup))
-            return warmed_up * (1 + math.cos(done * math.pi)) / 2
-
-        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        rates = warmed_up(optimizer, self.warmup, self.schedule, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}

@@ -22,6 +22,7 @@ from fp_lightning.model.svd.unet import FramePainterUNet
 from fp_lightning.pairs.flow.dis import dis_flow
 from fp_lightning.training.optimiser import AdamWModule, OptimizerName, Schedule, check_last_validation
 from fp_lightning.types import ClipBatch, length, to_uint8
+from fp_lightning.weights.saving import save_over
 
 CLIP_FPS = 7  # of a clip of two frames, the value that editors use: see `fp_lightning.model.svd.prior.FPS_ID`
 MOTION_WIDTH, MOTION_MAX = 512, 255  # a motion bucket is the largest displacement in px at 512 px width, at most 255
@@ -43,7 +44,7 @@ class VideoPriorModule(AdamWModule):
         guidance_scale, num_inference_steps: settings of the clips that validation generates.
         generated: number of clips of each length that validation generates. Only the main process scores them,
             because the lengths differ between ranks.
-        seed: seed of all noise.
+        seed: seed of all noise; None as in `FramePainterModule`.
         out: folder for the U-Net.
 
     Raises:
@@ -62,7 +63,7 @@ class VideoPriorModule(AdamWModule):
         guidance_scale: float = 1.0,
         num_inference_steps: int = 12,
         generated: int = 16,
-        seed: int = 0,
+        seed: int | None = None,
         out: str = "runs/tiny_svd/unet",
     ) -> None:
         super().__init__(editor, learning_rate, betas, weight_decay, warmup, schedule, optimizer)
@@ -72,7 +73,7 @@ class VideoPriorModule(AdamWModule):
         self.svd.vae.encoder.to(memory_format=torch.channels_last)  # 1.6 times as fast on a CPU
         for unused in editor.control_encoder.parameters():
             unused.requires_grad_(False)
-        self.seed, self.out = seed, out
+        self.seed, self.out = seed or 0, out
         self.guidance_scale, self.num_inference_steps, self.generated = guidance_scale, num_inference_steps, generated
         self._counts: dict[int, int] = {}  # clips generated in this validation, by number of frames
 
@@ -189,7 +190,7 @@ class VideoPriorModule(AdamWModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            plain_unet(self.svd.unet).to(torch.float16).save_pretrained(self.out)
+            save_over(self.out, plain_unet(self.svd.unet).to(torch.float16).save_pretrained)
 
 
 def plain_unet(unet: FramePainterUNet) -> UNetSpatioTemporalConditionModel:

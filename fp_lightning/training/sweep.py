@@ -63,8 +63,9 @@ class Run:
         if self.finished():
             return
         write_atomic(self.folder / "sweep.json", json.dumps(list(self.words)).encode())
-        last = self.folder / "checkpoints" / "last.ckpt"
-        fit = [*self.words, *(("--ckpt_path", str(last)) if last.is_file() else ())]
+        last, best = (self.folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
+        reached = next((path for path in (last, best) if path.is_file()), None)  # a killed run may have the best alone
+        fit = [*self.words, *(("--ckpt_path", str(reached)) if reached else ())]
         environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
         with (self.folder / "run.log").open("a") as log:
             for words in (["fit", *fit], ["test", *self.words, "--ckpt_path", str(last)]):

@@ -65,16 +65,16 @@ def same(a, b) -> bool:
     return a == b
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_resumes_to_the_same_end(uninterrupted, tmp_path, how):
     command = start(tmp_path)
     wait_for_checkpoint(command, tmp_path)
     command.send_signal(how)
     status = command.wait(120)
-    if how == signal.SIGTERM:
-        assert status == 143 and "go on with --ckpt_path" in command.errors.read_text()
-    else:
+    if how == signal.SIGKILL:
         assert status == -signal.SIGKILL
+    else:
+        assert status == 128 + how and "go on with --ckpt_path" in command.errors.read_text()
     reached = last(tmp_path)["global_step"]
     assert 4 <= reached < STEPS
     assert not list((tmp_path / "checkpoints").glob("*.partial"))
@@ -180,3 +180,38 @@ def test_sigterm_leaves_a_checkpoint_of_that_step(whole, tmp_path, micro_batches
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         assert same(found[part], checkpoint[part]), part
     assert same(found["callbacks"]["TrainableEMA"], checkpoint["callbacks"]["TrainableEMA"])
+
+
+def test_ctrl_c_leaves_a_checkpoint_as_sigterm_does(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SIGTERMException) as stopped:
+        fit(tmp_path, [], Interrupted(signal.SIGINT, 2))
+    assert stopped.value.args == (signal.SIGINT,)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+class Impatient(Interrupted):
+    """Presses Ctrl+C twice within a step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            fit(tmp_path, [], Impatient(signal.SIGINT, 1))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert isinstance(stopped.value.__context__, KeyboardInterrupt)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_windows_has_fewer_signals(tmp_path, monkeypatch):
+    monkeypatch.delattr(signal, "SIGUSR1")
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.signal_connector._IS_WINDOWS", True)
+    monkeypatch.setattr(signal, "valid_signals", lambda: {signal.SIGINT, signal.SIGTERM})
+    assert fit(tmp_path, [], NEVER)["global_step"] == 8

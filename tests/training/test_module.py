@@ -166,3 +166,41 @@ def test_gradients_are_clipped_before_the_fused_step(tmp_path, precision):
     trainer.fit(module, data())
     assert module.optimizers().defaults["fused"]
     assert max(norm.item() for norm in norms) == pytest.approx(1e-3, rel=1e-2)
+
+
+def quiet_trainer(folder) -> L.Trainer:
+    return L.Trainer(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
+
+
+def test_scores_of_pairs_that_may_have_been_trained_on_are_warned_of(one_step, tmp_path, caplog):
+    _, _, path = one_step
+    other = SceneDataModule(size=(32, 32), batch_size=2, train_samples=8, val_samples=2, seed=1)
+    for scenes, warned in ((data(), False), (other, True)):
+        quiet_trainer(tmp_path).validate(make_module(), scenes, ckpt_path=path, verbose=False, weights_only=True)
+        assert ("trained with data.seed 0, now 1: pairs may be scored that were trained on" in caplog.text) == warned
+    assert "no trained weights" not in caplog.text
+
+
+def test_scores_of_untrained_weights_are_warned_of(tmp_path, caplog):
+    quiet_trainer(tmp_path).validate(make_module(), data(), verbose=False)
+    assert "no trained weights are loaded" in caplog.text
+
+
+def test_another_folder_of_frozen_weights_at_resume_is_warned_of(one_step, tmp_path, caplog):
+    _, _, path = one_step
+    module = make_module(model="elsewhere")
+    fit(tmp_path, 1, resume=path, module=module)
+    assert "of elsewhere only the weights that do not train are used" in caplog.text
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_resumed_run_uses_its_own_settings(one_step, tmp_path, schedule):
+    _, _, path = one_step
+    module = make_module()
+    module.learning_rate, module.betas, module.weight_decay, module.schedule = 0.5, (0.1, 0.2), 0.3, schedule
+    seen = []
+    module.on_before_zero_grad = lambda optimizer: seen.append(dict(optimizer.param_groups[0]))
+    fit(tmp_path, 2, resume=path, module=module)
+    rate = 0.5 * 2 / 3  # the second of two steps of warm-up; no decay before its end
+    assert seen[-1]["lr"] == pytest.approx(rate) and seen[-1]["initial_lr"] == 0.5
+    assert seen[-1]["betas"] == (0.1, 0.2) and seen[-1]["weight_decay"] == 0.3
