@@ -8,9 +8,10 @@ import pytest
 
 import callbacks
 import datamodules
-from fp_lightning.cli.names import OPTIONAL, PLACES, protect_options, protect_values, restore, saved
+from fp_lightning.cli.names import OPTIONAL, PLACES, protect_options, restore
 from fp_lightning.cli.quickstart import split_names
-from fp_lightning.cli.trainer import configuration
+from fp_lightning.cli.run_folder import as_recipe
+from fp_lightning.cli.trainer import Unbuilt, _cli, configuration
 from fp_lightning.errors import InputError
 from fp_lightning.model.build import build_editor
 from fp_lightning.training.recipe_files import resolve_recipes
@@ -49,19 +50,13 @@ def test_a_name_is_a_name_in_every_option(name):
     ]
 
 
-def test_a_saved_configuration_reads_back_equal(tmp_path):
+def test_a_saved_configuration_reads_back_equal(tmp_path, monkeypatch):
     for name in NAMES:
-        words = [f"{option}={name}" for option in OPTIONS]
-        config = configuration(resolve_recipes([*TINY, *words]))
-        text = saved(_dump(config))
-        (tmp_path / "saved.yaml").write_text(text, "utf-8")
+        words = resolve_recipes([*TINY, *(f"{option}={name}" for option in OPTIONS)])
+        monkeypatch.setattr(sys, "argv", ["fp-lightning", "fit", *words])
+        cli = _cli(Unbuilt)
+        (tmp_path / "saved.yaml").write_text(as_recipe(cli._parser("fit"), cli.config["fit"]), "utf-8")
         assert read(configuration(["--config", str(tmp_path / "saved.yaml")])) == [name] * 4, name
-
-
-def _dump(config) -> str:
-    import yaml
-
-    return yaml.safe_dump(protect_values(config).as_dict())
 
 
 def test_the_folder_of_what_a_run_writes_follows_its_name(tmp_path):
