@@ -19,7 +19,7 @@ from datamodules import SceneDataModule
 from fp_lightning.inference.sampler import Sampling
 from fp_lightning.training.module import FramePainterModule
 
-STEPS = 24
+STEPS = 16
 RUN = [
     *("fit", "--config", "tiny", "--data.class_path=datamodules.SceneDataModule", "--data.size=[32,32]"),
     *("--data.batch_size=2", "--data.train_samples=16", "--data.val_samples=2", "--model.warmup=2"),
