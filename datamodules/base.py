@@ -15,12 +15,13 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.inputs import InputImage, list_inputs
+from datamodules.inputs import InputImage, list_inputs, tell_squeezed
 from datamodules.loaders import EditLoader, EpochSampler, ResumableLoader, ShareSampler
 from datamodules.signals import SignalMix
-from datamodules.splits import SPLITS, Split, split_videos, spread
+from datamodules.splits import SPLITS, Split, split_videos, spread, tell_fit
 from fp_lightning.errors import InputError
 from fp_lightning.media.images import squeeze
+from fp_lightning.media.shapes import batches_of_one_size, nearest_size
 from fp_lightning.pairs.heldout import listed_pairs
 from fp_lightning.pairs.latents import LatentStore
 from fp_lightning.pairs.shards import PairStore
@@ -38,7 +39,8 @@ class EditDataModule(L.LightningDataModule):
     Args:
         mix: the signals.
         pairs: folder written by `fp-lightning pairs`; not needed for prediction.
-        size: (height, width) in pixels of the network's input.
+        size: (height, width) in pixels of the network's input. Stored pairs of another aspect are cropped centrally.
+            Prediction also takes "auto": a size for each photo, see `nearest_size`.
         batch_size: samples per batch.
         num_workers: number of loader processes; it does not change the samples.
         val_fraction: fraction of the videos for validation; 0 for none.
@@ -63,7 +65,7 @@ class EditDataModule(L.LightningDataModule):
         self,
         mix: SignalMix,
         pairs: str | None = None,
-        size: tuple[int, int] = (320, 512),
+        size: tuple[int, int] | Literal["auto"] = (320, 512),
         batch_size: int = 4,
         num_workers: int = 0,
         val_fraction: float = 0.1,
@@ -88,7 +90,8 @@ class EditDataModule(L.LightningDataModule):
         self.mix = mix
         self.latents = f"{pairs}/latents" if latents == "beside" else latents
         self.latent_store: LatentStore | None = None
-        self.pairs, self.size, self.batch_size, self.num_workers = pairs, size, batch_size, num_workers
+        self.pairs, self.batch_size, self.num_workers = pairs, batch_size, num_workers
+        self.size: tuple[int, int] | None = None if size == "auto" else size  # None: a size for each photo
         self.fractions = {"val": val_fraction, "test": test_fraction}
         self.seed, self.inputs, self.limit_pairs, self.overfit = seed or 0, inputs, limit_pairs, overfit
         self.flip = flip
@@ -98,6 +101,7 @@ class EditDataModule(L.LightningDataModule):
         self.store: PairStore | None = None
         self.indices: dict[Split, list[int]] = {}  # indices in the store
         self.images: list[InputImage] = []
+        self.photo_sizes: list[tuple[int, int]] = []  # of the network's input for each of `images`
 
     @property
     def signals(self) -> tuple[str, ...]:
@@ -113,8 +117,10 @@ class EditDataModule(L.LightningDataModule):
         if stage == "predict":
             self.images = list_inputs(self.inputs)
             for image in self.images:  # invalid signals fail here, before the network runs
-                self.mix.read(image, self.size)
+                self.mix.read(image, self.size or image.size)
             return
+        if self.size is None:
+            raise InputError(f"data.size auto is for predict; set data.size to the height and width to {stage} at")
         if not self.indices:
             self._split()
         for split in STAGES[stage]:
@@ -128,6 +134,7 @@ class EditDataModule(L.LightningDataModule):
                 "data.pairs is not set; set it to a folder written by `fp-lightning pairs VIDEOS --out DIR`"
             )
         self.store = PairStore(self.pairs)
+        tell_fit(self.store[0].size, self.size)
         videos = self.store.videos
         if self.overfit:
             self.indices = dict.fromkeys(SPLITS, spread(range(len(videos)), self.limit_pairs))
@@ -154,9 +161,9 @@ class EditDataModule(L.LightningDataModule):
 
     def pair(self, split: Split, count: int) -> tuple[str, VideoPair]:
         """Return a unique name and the resized pair. In training, `count` continues from epoch to epoch."""
-        assert self.store is not None, "setup comes first"
+        assert self.store is not None and self.size is not None, "setup comes first"
         index = self.indices[split][count % self.length(split)]
-        pair = self.store[index].resized(self.size)
+        pair = self.store[index].fitted(self.size)
         return self.store.name(index), flipped(pair) if self._mirrored(split, count) else pair
 
     def _mirrored(self, split: Split, count: int) -> bool:
@@ -190,9 +197,9 @@ class EditDataModule(L.LightningDataModule):
 
     def predict_sample(self, index: int) -> EditBatch:
         """Read one of the user's images with its signals, resized to the network's size: a batch with b = 1."""
-        image = self.images[index]
-        edit, signals = image.edit(), self.mix.read(image, self.size)
-        pixels = squeeze(edit.image, self.size) if edit else image.resized(self.size)
+        image, size = self.images[index], self.photo_sizes[index]
+        edit, signals = image.edit(), self.mix.read(image, size)
+        pixels = squeeze(edit.image, size) if edit else image.resized(size)
         source = to_unit_range(pixels)[None]
         return EditBatch(source, [image.name], full_size=[image.size], edit=[edit], **signals)
 
@@ -206,7 +213,20 @@ class EditDataModule(L.LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[EditBatch]:
+        if self.size is not None:
+            self.photo_sizes = [self.size] * len(self.images)
+        else:
+            self.photo_sizes = self._sizes_for_photos()
+        tell_squeezed(self.images, self.photo_sizes)
         return self._loader("predict")
+
+    def _sizes_for_photos(self) -> list[tuple[int, int]]:
+        """Choose a size for each photo by the size at which the model was trained."""
+        module: Any = self.trainer.lightning_module if self.trainer else None
+        trained = getattr(module, "trained_size", None)
+        if module is None or trained is None:
+            raise InputError("data.size auto needs a model that knows its size; pass --ckpt_path, or set data.size")
+        return [nearest_size(image.size, trained, module.editor.prior.size_multiple) for image in self.images]
 
     def _loader(self, split: Split | Literal["predict"]) -> DataLoader[EditBatch]:
         samples = Samples(self, split)
@@ -218,6 +238,10 @@ class EditDataModule(L.LightningDataModule):
             "worker_init_fn": one_thread,
         }
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if split == "predict" and len(set(self.photo_sizes)) > 1:
+            batches = PhotoBatches(self)
+            share = ShareSampler(len(batches), rank, world, even=self._forward_is_collective())
+            return EditLoader(batches, batch_size=None, sampler=share, **options | {"collate_fn": None})
         if split != "train":
             share = ShareSampler(len(samples), rank, world, even=self._forward_is_collective())
             return EditLoader(samples, batch_size=self.batch_size, sampler=share, **options)
@@ -267,6 +291,19 @@ class Samples(Dataset[EditBatch]):
         return self.data.predict_sample(count) if self.split == "predict" else self.data.sample(self.split, count)
 
 
+class PhotoBatches(Dataset[EditBatch]):
+    """The photos of `predict` in batches of one size each."""
+
+    def __init__(self, data: EditDataModule) -> None:
+        self.data, self.batches = data, batches_of_one_size(data.photo_sizes, data.batch_size)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> EditBatch:
+        return EditBatch.cat([self.data.predict_sample(index) for index in self.batches[number]])
+
+
 class MissingLatents(Dataset[tuple[str, EditBatch]]):
     """Keys and images of training and validation pairs that are not in the latent cache, mirrored ones included.
 
@@ -275,7 +312,7 @@ class MissingLatents(Dataset[tuple[str, EditBatch]]):
     """
 
     def __init__(self, data: EditDataModule, keys: Set[str], rank: int, world: int) -> None:
-        assert data.store is not None, "setup comes first"
+        assert data.store is not None and data.size is not None, "setup comes first"
         self.data, self.size, self.pairs = data.store, data.size, []
         for split in ("train", "val"):
             for mirrored in (False, True) if data.flip and split == "train" else (False,):
@@ -289,7 +326,7 @@ class MissingLatents(Dataset[tuple[str, EditBatch]]):
 
     def __getitem__(self, number: int) -> tuple[str, EditBatch]:
         index, mirrored = self.pairs[number]
-        pair, name = self.data[index].resized(self.size), self.data.name(index)
+        pair, name = self.data[index].fitted(self.size), self.data.name(index)
         return key(name, mirrored), images(name, flipped(pair) if mirrored else pair)
 
 

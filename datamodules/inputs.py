@@ -16,6 +16,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.media.edits import SUFFIX, Edit, read_edit
 from fp_lightning.media.images import ROW, squeeze
 from fp_lightning.media.reading import image_endings, read_image, remedy
+from fp_lightning.media.shapes import CLEARLY, squeeze_factor
 from fp_lightning.signals.combine import SIGNALS
 
 logger = logging.getLogger(__name__)
@@ -141,6 +142,22 @@ def _probe(path: Path) -> InputImage:
     """Read the size of an image or saved edit."""
     image = read_edit(path).image if path.name.endswith(SUFFIX) else read_image(path)
     return InputImage(path, (image.height, image.width))
+
+
+def tell_squeezed(images: Sequence[InputImage], sizes: Sequence[tuple[int, int]]) -> None:
+    """Log once how many photos clearly change their aspect when they are resized to `sizes` (height, width)."""
+    changed = [
+        (image, size)
+        for image, size in zip(images, sizes, strict=True)
+        if not image.is_edit and squeeze_factor(image.size, size) > CLEARLY
+    ]
+    if changed:
+        image, (height, width) = changed[0]
+        logger.warning(
+            "%d of %d photos are squeezed to another aspect, such as %s of %dx%d to %dx%d (height x width); "
+            "--data.size auto chooses a size for each photo",
+            *(len(changed), len(images), image.path, *image.size, height, width),
+        )
 
 
 def read_points(path: Path) -> Any:

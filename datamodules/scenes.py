@@ -76,6 +76,7 @@ class SceneDataModule(EditDataModule):
 
     def _scene(self, split: Split, count: int) -> Scene:
         """Make a scene; `count` continues from epoch to epoch in training."""
+        assert self.size is not None, "a scene has a size"
         return Scene(scene_seed(self.seed, split, count), self.size, self.content)
 
 

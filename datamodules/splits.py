@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
 from fp_lightning.errors import InputError
 
@@ -32,6 +33,23 @@ def split_videos(videos: list[str], val: float, test: float, seed: int) -> dict[
             f"of {n_val + n_test + 1} videos or more, lower the fractions (0 for none), or set data.overfit to true"
         )
     return {"val": order[:n_val], "test": order[n_val : n_val + n_test], "train": order[n_val + n_test :]}
+
+
+def tell_fit(stored: tuple[int, int], size: tuple[int, int] | None) -> None:
+    """Log, on one rank, that stored pairs are cropped to the aspect of `size` (height, width), or enlarged."""
+    if size is None:
+        return
+    rows, columns = (
+        min(stored[0], round(stored[1] * size[0] / size[1])),
+        min(stored[1], round(stored[0] * size[1] / size[0])),
+    )
+    changes = [f"cropped centrally to {rows}x{columns}"] if (rows, columns) != tuple(stored) else []
+    changes += [f"enlarged {size[0] / rows:.3g} times"] if size[0] > rows else []
+    if changes:
+        rank_zero_info(
+            f"pairs are stored at {stored[0]}x{stored[1]} and, for data.size {size[0]}x{size[1]} (height x width), "
+            f"{' and '.join(changes)}; `fp-lightning pairs --size {size[0]} {size[1]}` stores them to fit"
+        )
 
 
 def spread(indices: range | list[int], limit: int | None) -> list[int]:

@@ -78,6 +78,54 @@ class VideoPair:
             tracks=self.tracks * scale,
         )
 
+    def cropped(self, aspect: tuple[int, int]) -> VideoPair:
+        """Crop the pair to the aspect ratio of `aspect` (height, width), with flows, tracks and visibility.
+
+        The crop is central, to the nearest tracked token, and as large as possible. A token whose source lies outside
+        the crop is not visible. Where the crop cuts through tokens, its own tokens take the displacement of the stored
+        token that contains their centre.
+        """
+        (height, width), (rows, columns) = self.size, self.visible.shape
+        if width * aspect[0] > height * aspect[1]:
+            kept = (height, max(1, round(height * aspect[1] / aspect[0])))
+        else:
+            kept = (max(1, round(width * aspect[0] / aspect[1])), width)
+        if kept == self.size:
+            return self
+        stride = (height / rows, width / columns)
+        top, left = (_crop_start(*each) for each in zip(self.size, kept, stride, strict=True))
+        grid = tuple(max(1, round(side / step)) for side, step in zip(kept, stride, strict=True))
+        corner = torch.tensor([left, top])[:, None, None]
+        centres = token_centres(torch.empty(*grid), kept) + corner
+        column, row = (centres[0] / stride[1]).long(), (centres[1] / stride[0]).long()
+        moved = (self.tracks - token_centres(self.tracks, self.size))[:, row, column]
+        tracks = centres + moved - corner
+        inside = (tracks >= 0).all(0) & (tracks[0] < kept[1]) & (tracks[1] < kept[0])
+
+        def cut(x: Tensor) -> Tensor:
+            return x[..., top : top + kept[0], left : left + kept[1]].contiguous()
+
+        return replace(
+            self,
+            source=cut(self.source),
+            target=cut(self.target),
+            flow_to_source=cut(self.flow_to_source),
+            flow_to_target=cut(self.flow_to_target),
+            tracks=tracks,
+            visible=self.visible[row, column] & inside,
+        )
+
+    def fitted(self, size: tuple[int, int]) -> VideoPair:
+        """Crop the pair to the aspect ratio of `size` (height, width), and resize it to `size`: no shape changes."""
+        return self if size == self.size else self.cropped(size).resized(size)
+
+
+def _crop_start(side: int, kept: int, stride: float) -> int:
+    """Return the first pixel of a central crop, moved by at most half a token to the border of one."""
+    start = (side - kept) // 2
+    aligned = round(start / stride) * stride
+    return int(aligned) if aligned == int(aligned) and 0 <= aligned <= side - kept else start
+
 
 @dataclass
 class EditBatch:

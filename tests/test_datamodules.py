@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from datamodules import (
     AllSignalsDataModule,
@@ -582,7 +582,7 @@ def test_hidden_and_system_files_need_no_word(folder, caplog):
     for name in ("._photo.jpg", ".DS_Store", "Thumbs.db", ".hidden.png"):
         (folder / name).write_bytes(bytes.fromhex("0005160700020000"))
     assert len(predict(folder)) == 1
-    assert not caplog.text
+    assert "not edited" not in caplog.text
 
 
 def test_files_that_are_left_out_are_named_in_one_line(folder, caplog, monkeypatch):
@@ -591,7 +591,7 @@ def test_files_that_are_left_out_are_named_in_one_line(folder, caplog, monkeypat
         (folder / name).write_bytes(b"x")
     (folder / "sub.png").mkdir()
     assert len(predict(folder)) == 1
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "datamodules.inputs"]
+    (line,) = [record.getMessage() for record in caplog.records if "not edited" in record.getMessage()]
     assert line == (
         f"{folder}: not edited: b.HEIC, c.heif (needs pip install 'fp-lightning[heif]'); notes.txt (not an image); "
         "other.sketch.png (no photo of that name); sub.png (a folder)"
@@ -625,6 +625,85 @@ def test_a_folder_without_images_is_named(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=name):
         predict(tmp_path / name)
+
+
+# --- shapes
+
+
+def test_pairs_of_another_aspect_are_cropped_and_said_so_once(stored, caplog):
+    with caplog.at_level(logging.INFO):
+        data = SketchDataModule(pairs=stored, size=(32, 64), batch_size=2, num_workers=0)
+        data.setup("fit")
+        data.setup("validate")
+    (line,) = [r.getMessage() for r in caplog.records if "stored at" in r.getMessage()]
+    assert "stored at 64x64 and, for data.size 32x64 (height x width), cropped centrally to 32x64; " in line
+    assert "--size 32 64" in line
+    pair, whole = (each.pair("train", 0)[1] for each in (data, module(stored)))
+    assert torch.equal(pair.source, whole.source[:, 16:48])
+    (batch,) = islice(data.train_dataloader(), 1)
+    assert batch.source.shape == (2, 3, 32, 64) and batch.tracks.shape == (2, 2, 4, 8)
+
+
+def test_pairs_that_fit_need_no_word(stored, caplog):
+    with caplog.at_level(logging.INFO):
+        module(stored)
+    assert "stored at" not in caplog.text
+
+
+def test_training_needs_a_size(stored):
+    data = SketchDataModule(pairs=stored, size="auto")
+    with pytest.raises(InputError, match="data.size auto is for predict; set data.size"):
+        data.setup("fit")
+
+
+def circles(folder: Path, sizes: dict[str, tuple[int, int]]) -> Path:
+    """Photos by name with a white circle in the middle, half as wide as the shorter side, and a sketch."""
+    for name, (height, width) in sizes.items():
+        image, radius = Image.new("RGB", (width, height)), min(height, width) // 4
+        box = (width // 2 - radius, height // 2 - radius, width // 2 + radius, height // 2 + radius)
+        ImageDraw.Draw(image).ellipse(box, fill="white")
+        image.save(folder / f"{name}.png")
+        image.save(folder / f"{name}.sketch.png")
+    return folder
+
+
+def auto(folder: Path, trained: tuple[int, int] | None = (64, 64), **options) -> SketchDataModule:
+    data = SketchDataModule(inputs=str(folder), size="auto", **{"batch_size": 2, **options})
+    prior = SimpleNamespace(size_multiple=8)
+    network = SimpleNamespace(trained_size=trained, editor=SimpleNamespace(prior=prior))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, lightning_module=network)
+    data.setup("predict")
+    return data
+
+
+SHAPES = {"a": (300, 900), "b": (100, 100), "c": (310, 900), "d": (900, 300), "e": (305, 900)}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_auto_chooses_a_size_for_each_photo_and_a_circle_stays_one(tmp_path, workers, caplog):
+    batches = list(auto(circles(tmp_path, SHAPES), num_workers=workers).predict_dataloader())
+    assert sorted(name for batch in batches for name in batch.name) == list(SHAPES)
+    assert {tuple(batch.source.shape[-2:]): len(batch) for batch in batches if len(batch) > 1} == {(40, 120): 2}
+    for batch in batches:
+        for image, name, full in zip(batch.source, batch.name, batch.full_size, strict=True):
+            assert full == SHAPES[name]
+            bright = image[0] > 0
+            assert abs(int(bright.any(0).sum()) - int(bright.any(1).sum())) <= 1
+    assert "squeezed" not in caplog.text
+
+
+def test_auto_needs_a_model_that_knows_its_size(tmp_path):
+    with pytest.raises(InputError, match="data.size auto needs a model that knows its size"):
+        auto(circles(tmp_path, SHAPES), trained=None).predict_dataloader()
+
+
+def test_a_squeezed_photo_is_told_in_one_line(tmp_path, caplog):
+    data = SketchDataModule(inputs=str(circles(tmp_path, SHAPES)), size=(64, 64), batch_size=2)
+    data.setup("predict")
+    assert len(list(data.predict_dataloader())) == 3
+    (line,) = [r.getMessage() for r in caplog.records if "squeezed" in r.getMessage()]
+    assert line.startswith("4 of 5 photos are squeezed to another aspect, such as") and "300x900 to 64x64" in line
+    assert "--data.size auto" in line
 
 
 # --- several ranks

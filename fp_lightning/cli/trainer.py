@@ -207,6 +207,7 @@ def quiet() -> None:
     """Silences notices that no user can act on."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Couldn't infer the batch indices.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*JsonargparseDeprecationWarning.*")
     warnings.filterwarnings("ignore", module="jsonargparse")

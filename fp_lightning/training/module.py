@@ -22,6 +22,7 @@ from fp_lightning.media.edits import Edit
 from fp_lightning.model.editor import FramePainter
 from fp_lightning.model.edm import seeded_generators
 from fp_lightning.model.fingerprint import fingerprint
+from fp_lightning.model.svd.load import saved_settings
 from fp_lightning.model.trainable import AUTOCAST, describe, store_frozen
 from fp_lightning.pairs.latents import LatentStore
 from fp_lightning.training.optimiser import AdamWModule, OptimizerName, Schedule
@@ -64,9 +65,18 @@ class FramePainterModule(AdamWModule):
         super().__init__(editor, learning_rate, betas, weight_decay, warmup, schedule, optimizer)
         self.seed = seed or 0
         self.sampling = sampling or Sampling()
+        self.checkpoint_size: list[int] | None = None  # at which a loaded checkpoint was trained
         self.edit_metrics, self.fit_edits = metrics or EditMetrics(), fit_edits
         self.correspondence_metrics = CorrespondenceMetrics(list(editor.prior.attentions()))
         self.strict_loading = False  # checkpoints have no frozen weights; on_load_checkpoint checks the names
+
+    @property
+    def trained_size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels at which the loaded checkpoint, or else the saved editor, was trained."""
+        size = self.checkpoint_size
+        if size is None and self.editor.trained and self.editor.model:
+            size = (saved_settings(self.editor.model) or {}).get("size")
+        return None if size is None else (size[0], size[1])
 
     def on_fit_start(self) -> None:
         """Report what trains, cache latents if the data requests it, and store frozen weights in the autocast type."""
@@ -234,6 +244,7 @@ class FramePainterModule(AdamWModule):
                 f"--model.optimizer {optimizer}"
             )
         self.editor.trained = True
+        self.checkpoint_size = origin.get("size")
         data = getattr(self._trainer, "datamodule", None)
         self._warn_of_other_data(origin, data)
         data_signals, checkpoint_signals = getattr(data, "signals", None), origin.get("signals")

@@ -178,6 +178,8 @@ def setting_of(config: Any) -> tuple[Setting, int]:
     editor = getattr(getattr(model, "editor", None), "init_args", None)
     if editor is None or not hasattr(data, "size"):
         raise InputError("plan is for recipes that train an editor; stack svd or tiny with a signal")
+    if data.size == "auto":
+        raise InputError("data.size auto is for predict; set data.size to the height and width to train at")
     processes = _devices(trainer.devices) * trainer.num_nodes
     names = [getattr(callback, "class_path", "") for callback in trainer.callbacks or []]
     return Setting(

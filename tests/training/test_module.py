@@ -71,6 +71,19 @@ def test_checkpoint_carries_the_trainable_weights_and_no_others(one_step):
     assert not any(".vae." in name or ".image_encoder." in name for name in stored)
 
 
+def test_the_trained_size_is_that_of_the_checkpoint_or_of_the_saved_editor(one_step):
+    loaded, (_, _, path) = make_module(), one_step
+    loaded.editor.trained, loaded.editor.model = False, "tiny-editor"
+    assert loaded.trained_size is None
+    loaded.editor.trained = True
+    assert loaded.trained_size == (64, 64)
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["origin"]["size"] == list(data().size)
+    checkpoint["origin"]["size"] = [32, 96]
+    loaded.on_load_checkpoint(checkpoint)
+    assert loaded.trained_size == (32, 96)
+
+
 def test_checkpoint_of_a_different_architecture_lists_the_differences(one_step, tmp_path):
     _, _, path = one_step
     other = make_module(attention="temporal")

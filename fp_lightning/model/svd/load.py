@@ -121,7 +121,9 @@ def load_backbone(
 
 
 def saved_settings(model: str) -> dict[str, Any] | None:
-    """Return the settings of a saved editor, named as in `FramePainter.settings`, or None if `model` is no editor.
+    """Return the settings of a saved editor, named as in `FramePainter.settings`, and its "size".
+
+    None if `model` is no editor.
 
     Raises:
         InputError: the configuration of the U-Net or of the pipeline is missing or unreadable.
@@ -137,7 +139,7 @@ def saved_settings(model: str) -> dict[str, Any] | None:
             f"{folder} has the unet of an editor but no readable model_index.json; save the editor again"
         ) from error
     unet_settings = {name: config[name] for name in ("attention", "match_queries")}
-    return unet_settings | {name: index[name] for name in ("control_frames", "control_factor")}
+    return unet_settings | {name: index[name] for name in ("control_frames", "control_factor", "size")}
 
 
 def local_folder(model: str, patterns: Sequence[str], example: str = SVD, **kwargs: Any) -> Path:
