@@ -164,7 +164,7 @@ class EditDataModule(L.LightningDataModule):
         assert self.store is not None and self.size is not None, "setup comes first"
         index = self.indices[split][count % self.length(split)]
         pair = self.store[index].fitted(self.size)
-        return self.store.name(index), flipped(pair) if self._mirrored(split, count) else pair
+        return self.store.name(index), pair.mirrored() if self._mirrored(split, count) else pair
 
     def _mirrored(self, split: Split, count: int) -> bool:
         """Whether a sample is mirrored."""
@@ -327,7 +327,7 @@ class MissingLatents(Dataset[tuple[str, EditBatch]]):
     def __getitem__(self, number: int) -> tuple[str, EditBatch]:
         index, mirrored = self.pairs[number]
         pair, name = self.data[index].fitted(self.size), self.data.name(index)
-        return key(name, mirrored), images(name, flipped(pair) if mirrored else pair)
+        return key(name, mirrored), images(name, pair.mirrored() if mirrored else pair)
 
 
 def key(name: str, mirrored: bool) -> str:
@@ -338,17 +338,3 @@ def key(name: str, mirrored: bool) -> str:
 def images(name: str, pair: VideoPair) -> EditBatch:
     """Make a sample with images only, a batch with b = 1."""
     return EditBatch(to_unit_range(pair.source)[None], [name], target=to_unit_range(pair.target)[None])
-
-
-def flipped(pair: VideoPair) -> VideoPair:
-    """Mirror a pair left to right, with its flows and tracks."""
-    sign = torch.tensor([-1.0, 1.0])[:, None, None]
-    return replace(
-        pair,
-        source=pair.source.flip(-1),
-        target=pair.target.flip(-1),
-        flow_to_source=pair.flow_to_source.flip(-1) * sign,
-        flow_to_target=pair.flow_to_target.flip(-1) * sign,
-        tracks=torch.stack([pair.size[1] - pair.tracks[0], pair.tracks[1]]).flip(-1),
-        visible=pair.visible.flip(-1),
-    )

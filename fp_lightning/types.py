@@ -115,6 +115,19 @@ class VideoPair:
             visible=self.visible[row, column] & inside,
         )
 
+    def mirrored(self) -> VideoPair:
+        """Mirror the pair left to right, with its flows and tracks."""
+        sign = torch.tensor([-1.0, 1.0])[:, None, None]
+        return replace(
+            self,
+            source=self.source.flip(-1),
+            target=self.target.flip(-1),
+            flow_to_source=self.flow_to_source.flip(-1) * sign,
+            flow_to_target=self.flow_to_target.flip(-1) * sign,
+            tracks=torch.stack([self.size[1] - self.tracks[0], self.tracks[1]]).flip(-1),
+            visible=self.visible.flip(-1),
+        )
+
     def fitted(self, size: tuple[int, int]) -> VideoPair:
         """Crop the pair to the aspect ratio of `size` (height, width), and resize it to `size`: no shape changes."""
         return self if size == self.size else self.cropped(size).resized(size)

@@ -21,7 +21,6 @@ from datamodules import (
     SceneDataModule,
     SketchDataModule,
 )
-from datamodules.base import flipped
 from datamodules.loaders import EpochSampler, ResumableLoader, ShareSampler
 from datamodules.scenes import scene_seed
 from datamodules.signals import Coarse, Points, Sketch
@@ -213,14 +212,14 @@ def test_data_module_goes_to_a_process_without_its_trainer(stored):
 
 def test_flipped_twice_is_the_pair():
     pair = Scene(3, (64, 64), SceneContent(objects=(2, 2))).pair()
-    twice = flipped(flipped(pair))
+    twice = pair.mirrored().mirrored()
     for name in ("source", "target", "flow_to_source", "flow_to_target", "visible"):
         assert torch.equal(getattr(twice, name), getattr(pair, name))
     torch.testing.assert_close(twice.tracks, pair.tracks)
 
 
 def test_flipped_motion_fits_the_flipped_images():
-    pair = flipped(Scene(3, (64, 64)).pair(stride=1))
+    pair = Scene(3, (64, 64)).pair(stride=1).mirrored()
     y, x = np.mgrid[:64, :64] + 0.5
     torch.testing.assert_close(pair.tracks, pair.flow_to_source + torch.tensor(np.stack([x, y]), dtype=torch.float32))
     inside = pair.flow_to_source.norm(dim=0) > 1
