@@ -103,7 +103,7 @@ def stacked_options() -> frozenset[str]:
         "trainer": [Trainer],
     }
     named = {f"--{path}.{name}" for path, all_of in built.items() for it in all_of for name in signature(it)}
-    return frozenset(named | {"--config", "--ckpt_path", "--help"})
+    return frozenset(named | {"--config", "--ckpt_path", "--seed_everything", "--help"})
 
 
 def signature(built) -> list[str]:
