@@ -33,6 +33,10 @@ def to_srgb(image: Image.Image, name: str | Path, warn: Callable[[str], None]) -
     profile = image.info.get("icc_profile")
     if image.mode in DEEP:
         image = eight_bits(image, name)
+    hidden = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(hidden, tuple) and max(hidden) > 255:  # Pillow keeps 16 bits here alone
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in hidden)
     alpha = None
     if image.has_transparency_data or image.mode in ("La", "RGBa"):
         alpha = image.convert("LA" if image.mode == "La" else "RGBA").getchannel("A")

@@ -168,6 +168,15 @@ def test_hidden_colours_are_never_shown(mode):
     assert kept.mode == "RGBA" and kept.getpixel((2, 2))[3] == 0 and kept.getpixel((20, 20))[3] == 255
 
 
+def test_a_transparent_colour_of_16_bits_is_white():
+    image = Image.new("RGB", (4, 4), (156, 0, 0))  # as Pillow reads (40000, 10, 20)
+    image.putpixel((0, 0), (156, 0, 1))
+    image.info["transparency"] = (40000, 10, 20)
+    assert normalised(image).getpixel((2, 2)) == (255, 255, 255)
+    assert normalised(image).getpixel((0, 0)) == (156, 0, 1)
+    assert image.info["transparency"] == (40000, 10, 20)
+
+
 def test_a_saved_edit_with_hidden_colours_is_white():
     edit = Edit(Image.fromarray(HIDDEN), points=[[1, 1, 2, 2]])
     text = edit.to_bytes()
