@@ -1,11 +1,13 @@
 """The diffusers pipeline: sizes, every signal, save and load, agreement with the sampler."""
 
+import copy
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import make_editor
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -284,6 +286,23 @@ def test_half_precision_runs_with_a_float32_vae(tmp_path, pipe):
     image, drawn = picture(64, 64), drawing(64, 64)
     difference = np.array(edit(loaded, image, drawn)).astype(int) - np.array(edit(pipe, image, drawn))
     assert loaded.vae.dtype == torch.float32 and np.abs(difference).mean() < 12
+
+
+def test_sequential_offload_works_with_a_float32_vae():
+    """Weights wait on the meta device, as on a GPU, and the VAE is cast while they are there."""
+    offloaded = FramePainterPipeline.from_editor(make_editor(), (64, 64)).to(torch.bfloat16)
+    offloaded.vae.register_to_config(force_upcast=True)
+    expected = copy.deepcopy(offloaded)
+    for each in (offloaded, expected):
+        each.set_progress_bar_config(disable=True)
+    for name in offloaded.model_cpu_offload_seq.split("->"):  # what enable_sequential_cpu_offload does, onto a GPU
+        model = getattr(offloaded, name)
+        cpu_offload(model, torch.device("cpu"), offload_buffers=len(model._parameters) > 0)
+    assert next(offloaded.vae.parameters()).device.type == next(offloaded.unet.parameters()).device.type == "meta"
+    image, drawn = picture(64, 64), drawing(64, 64)
+    edits = [np.array(edit(each, image, drawn)).astype(int) for each in (offloaded, expected)]
+    assert np.abs(edits[0] - edits[1]).max() <= 1
+    assert offloaded.vae.dtype == torch.float32 and offloaded.unet.dtype == torch.bfloat16
 
 
 def test_a_compiled_unet_edits_as_before(pipe):
