@@ -69,8 +69,8 @@ def written_beside(path: Path) -> Iterator[Path]:
     file system allows.
 
     Raises:
-        InputError: the operating system refuses: the disk is full, the folder is read-only, `path` is a folder, and
-            so on.
+        InputError: the operating system refuses to write: the disk is full, the folder is read-only, `path` is a
+            folder, and so on. Errors of other files that the block reads pass through.
     """
     partial = path.with_name(f".{os.getpid()}.{abs(hash(path.name)):x}.partial")
     try:
@@ -81,9 +81,17 @@ def written_beside(path: Path) -> Iterator[Path]:
         finally:
             partial.unlink(missing_ok=True)
     except Exception as error:
-        if (refused := system_error(error)) is None:
+        refused = system_error(error)
+        if refused is None or not _is_of_writing(refused, partial, path, *path.parents):
             raise
         raise InputError(f"cannot write {describe(refused, path)}") from error
+
+
+def _is_of_writing(error: OSError, *paths: Path) -> bool:
+    """Whether an error is not of another file or of a network; errors of writing to an open file name none."""
+    if not error.errno or isinstance(error, ConnectionError | TimeoutError):
+        return False
+    return error.filename is None or Path(os.fsdecode(error.filename)) in paths
 
 
 def write_atomic(path: Path, data: bytes) -> Path:

@@ -7,7 +7,15 @@ import os
 import pytest
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import locked, read_json, require_writable, system_error, write_atomic, written_folder
+from fp_lightning.files import (
+    locked,
+    read_json,
+    require_writable,
+    system_error,
+    write_atomic,
+    written_beside,
+    written_folder,
+)
 
 
 def refuse(number):
@@ -45,6 +53,8 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "a").touch()
     with pytest.raises(InputError, match="a file; choose a folder|choose another place"):
         write_atomic(tmp_path / "a" / "b", b"new")
+    with pytest.raises(InputError, match=f"cannot write {tmp_path}/a/b/c/d: Not a directory"):
+        write_atomic(tmp_path / "a" / "b" / "c" / "d", b"new")
     with pytest.raises(InputError, match="choose another folder with --out"):
         require_writable(tmp_path / "a", "--out")
 
@@ -96,3 +106,13 @@ def test_damaged_json_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"{path} is not readable JSON .*; delete it"):
         read_json(path)
+
+
+def test_errors_of_what_is_read_meanwhile_pass_through(tmp_path):
+    def copy(source):
+        with written_beside(tmp_path / "copy") as partial:
+            partial.write_bytes(source.read_bytes())
+
+    with pytest.raises(FileNotFoundError):
+        copy(tmp_path / "none")
+    assert not list(tmp_path.iterdir())

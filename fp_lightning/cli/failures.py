@@ -14,6 +14,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.files import describe, system_error
 
 SWITCH = "FP_LIGHTNING_TRACEBACK"  # environment variable; 1 shows the traceback of every failure
+LONGEST = 300  # characters of an unexpected message
 INTERRUPTED, CLOSED = 128 + signal.SIGINT, 128 + 13  # exit statuses that shells use; 13 is SIGPIPE
 _MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|std::bad_alloc", re.IGNORECASE)
 
@@ -53,16 +54,18 @@ def line(error: BaseException) -> str:
         )
     if (refused := system_error(error)) is not None:
         return describe(refused)
-    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("fp_lightning"):
-        package = error.name.partition(".")[0]
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package not in ("", "fp_lightning", *sys.stdlib_module_names):
         return f"this needs {package}: pip install '{package}', or leave out what needs it"
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         return f"{error.object!r} has bytes that are not UTF-8, which a library used here cannot take; rename it"
+    if isinstance(error, ValueError | ImportError) and "proxy" in text.lower():
+        return f"{text}; correct http_proxy, https_proxy and all_proxy in the environment, or unset them"
     where = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(where[-1].filename).name}:{where[-1].lineno}" if where else ""
     return (
-        f"{type(error).__name__}{place}: {text}; this is a bug of fp_lightning: please report it with the traceback, "
-        f"which {SWITCH}=1 shows"
+        f"{type(error).__name__}{place}: {text[:LONGEST]}; this is a bug of fp_lightning: please report it with the "
+        f"traceback, which {SWITCH}=1 shows"
     )
 
 

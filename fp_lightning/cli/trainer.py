@@ -18,6 +18,7 @@ from typing import Any
 
 import lightning as L
 import transformers
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -58,6 +59,12 @@ class EditCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Read `sys.argv`, with names of files and folders as they are."""
         self.config = restore(parser.parse_args(protect_options(sys.argv[1:])))
+
+    def _dump_config(self) -> None:
+        """Set what models record as their hyper-parameters."""
+        if not hasattr(self, "config_dump"):
+            text = self.parser.dump(protect_values(self.config), skip_link_targets=False, skip_none=False)
+            self.config_dump = restore(yaml.safe_load(text))[self.config.subcommand]
 
     def before_instantiate_classes(self) -> None:
         """Refuse a run folder that cannot be written before any work; fill in the seeds."""

@@ -67,7 +67,8 @@ def served(
     """
     try:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        import gradio
+        with without_proxies():  # it opens a client, which reads them
+            import gradio
     except ImportError as error:
         raise InputError("the demo needs gradio; pip install 'fp-lightning[demo]'") from error
     from fp_lightning.demo.components import script_routes

@@ -49,6 +49,7 @@ def failing(monkeypatch, capsys):
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), 1, "out of memory (CUDA out of memory. Tried); use"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory (Default"),
         (ModuleNotFoundError("No module named 'wandb.x'", name="wandb.x"), 1, "needs wandb: pip install 'wandb'"),
+        (ValueError("Unknown scheme for proxy URL"), 1, "Unknown scheme for proxy URL; correct http_proxy"),
         (KeyError("x"), 1, "KeyError at test_failures.py:"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
