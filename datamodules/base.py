@@ -197,7 +197,7 @@ class EditDataModule(L.LightningDataModule):
 
     def predict_sample(self, index: int) -> EditBatch:
         """Read one of the user's images with its signals, resized to the network's size: a batch with b = 1."""
-        image, size = self.images[index], self.photo_sizes[index]
+        image, size = self.images[index], self.size or self.photo_sizes[index]
         edit, signals = image.edit(), self.mix.read(image, size)
         pixels = squeeze(edit.image, size) if edit else image.resized(size)
         source = to_unit_range(pixels)[None]

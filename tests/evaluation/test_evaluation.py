@@ -107,7 +107,7 @@ def test_bad_predictions_are_one_line_and_nothing_is_written(pairs, folders, tmp
     fails("are both predictions of")
     first.with_suffix(".jpg").unlink()
     first.write_bytes(kept[:200])
-    fails("is not a readable image")
+    fails("is not an image that can be read")
     first.unlink()
     fails("lacks 1 of 8 predictions; .*--allow-missing")
     Image.open(second).resize((32, 32)).save(second)
