@@ -26,6 +26,7 @@ REMEDIES = {  # error number: what the user can do
     errno.EPERM: "check its permissions, or choose another place",
     errno.EISDIR: "it is a folder; choose a file",
     errno.ENOTDIR: "a part of it is a file; choose a folder",
+    errno.EEXIST: "a part of it is a file; choose a folder",
     errno.ENOENT: "check its name",
     errno.EIO: "check the disk, or choose another place",
     errno.ENOMEM: "use fewer workers or a smaller size",

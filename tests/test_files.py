@@ -51,7 +51,7 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path):
 
 def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "a").touch()
-    with pytest.raises(InputError, match="a file; choose a folder|choose another place"):
+    with pytest.raises(InputError, match="File exists; a part of it is a file; choose a folder"):
         write_atomic(tmp_path / "a" / "b", b"new")
     with pytest.raises(InputError, match=f"cannot write {tmp_path}/a/b/c/d: Not a directory"):
         write_atomic(tmp_path / "a" / "b" / "c" / "d", b"new")
