@@ -90,6 +90,7 @@ class Film:
     def __post_init__(self) -> None:
         stream = self.stream
         self.error: BaseException | None = None  # of the last packet that could not be decoded
+        self.stamps: list[int] | None = None  # a heap of those in use, if frames are not stamped in their order
         self.has_times = not self.container.format.flags & UNTIMED
         self.seekable = self.has_times
         self.unit = float(stream.time_base or 1)  # seconds
@@ -187,23 +188,23 @@ class Film:
         If the first frames are out of order, their sorted time stamps are used. A frame without a time stamp
         follows the frame before it by the average step.
         """
-        stamps: list[int] = []  # of packets that were decoded, as a heap
-        frames = self._decoded(stamps)
-        probed = list(itertools.islice(frames, PROBED)) if self.stream.codec_context.has_b_frames else []
+        self.stamps = [] if self.stream.codec_context.has_b_frames else None
+        frames = self._decoded()
+        probed = list(itertools.islice(frames, PROBED)) if self.stamps is not None else []
         known = [frame.pts for frame in probed if frame.pts is not None]
-        out_of_order = any(a >= b for a, b in itertools.pairwise(known))
+        if all(a < b for a, b in itertools.pairwise(known)):
+            self.stamps = None
         time: float | None = None
         for frame in itertools.chain(probed, frames):
-            stamp = heapq.heappop(stamps) if out_of_order and stamps else frame.pts
-            following = 0.0 if time is None else time + self.step
-            stamped = following if stamp is None else stamp * self.unit - self.start
-            time = stamped if time is None or stamped > time else following
+            stamp = heapq.heappop(self.stamps) if self.stamps else frame.pts
+            stamped = None if stamp is None else stamp * self.unit - self.start
+            if stamped is None or (time is not None and stamped <= time):
+                stamped = 0.0 if time is None else time + self.step
+            time = stamped
             yield time, frame
-            if not out_of_order:
-                stamps.clear()
 
-    def _decoded(self, stamps: list[int]) -> Iterator[av.VideoFrame]:
-        """Yield decoded frames, and push the time stamp of each packet that was decoded to `stamps`.
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        """Yield decoded frames, and push the time stamps of their packets to `stamps`.
 
         Damaged packets are left out. An error of the file ends the film. The last of these errors is in `error`.
         """
@@ -216,8 +217,8 @@ class Film:
             except _reading_errors() as error:
                 self.error = error
                 return
-            if packet.pts is not None and packet.size:
-                heapq.heappush(stamps, packet.pts)
+            if self.stamps is not None and packet.pts is not None and packet.size:
+                heapq.heappush(self.stamps, packet.pts)
             try:
                 yield from packet.decode()
             except _reading_errors() as error:
