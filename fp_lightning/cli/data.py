@@ -123,6 +123,7 @@ def _add_content(parser: argparse.ArgumentParser) -> None:
         ("detail", "texture detail, up to 1"),
         ("exposure", "variation of exposure, 0 to 1"),
         ("variety", "variety of objects, 0 to 1: limbs, bending, shadows"),
+        ("clarity", "probability that an object differs clearly from the ground"),
     ):
         parser.add_argument(f"--{name}", type=float, default=getattr(default, name), help=text)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from fp_lightning.errors import InputError
 
+CLEAR = 0.5  # distance between the mean colours of a clear object and the ground, in RGB from 0 to 1
+
 
 @dataclass(frozen=True)
 class SceneContent:
@@ -25,10 +27,12 @@ class SceneContent:
             object is stretched, hollow, bending or has swinging limbs (see `varied`), and with which the scene has
             shadows and a glossy floor with mirror images. Shadows and mirror images do not change flow and tracks,
             which belong to the surface beneath them.
+        clarity: probability with which an object differs clearly from the ground: its mean colour is at least
+            `CLEAR` away. At 0 its texture is drawn without regard to the ground.
 
     Raises:
-        InputError: `exposure`, `variety` or `detail` is outside [0, 1], or `objects`, `motion` or `radius` is not a
-            valid range.
+        InputError: `exposure`, `variety`, `clarity` or `detail` is outside [0, 1], or `objects`, `motion` or `radius`
+            is not a valid range.
     """
 
     objects: tuple[int, int] = (1, 1)
@@ -39,9 +43,10 @@ class SceneContent:
     detail: float = 1.0
     exposure: float = 0.0
     variety: float = 0.0
+    clarity: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("exposure", "variety", "detail"):
+        for name in ("exposure", "variety", "clarity", "detail"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise InputError(f"{name} of a scene must be between 0 and 1, got {value:g}")

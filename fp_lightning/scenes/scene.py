@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fp_lightning.scenes.content import SceneContent
+from fp_lightning.scenes.content import CLEAR, SceneContent
 from fp_lightning.scenes.shapes import Object, varied, vector
 from fp_lightning.scenes.textures import Array, texture
 from fp_lightning.types import TRACK_STRIDE, VideoPair
@@ -39,6 +39,7 @@ class Scene:
         self._paint = np.random.default_rng([seed, 1])  # separate, because larger textures draw more numbers
         self._texels = 1 << max(5, min(9, (size[1] - 1).bit_length()))
         self.ground = texture(self._paint, self._texels)
+        self._clarity, self._repaint = content.clarity, np.random.default_rng([seed, 3])
         aspect = size[0] / size[1]
         count = int(rng.integers(content.objects[0], content.objects[1] + 1))
         self.objects = [self._object(rng, aspect, content) for _ in range(count)]
@@ -53,11 +54,7 @@ class Scene:
 
     def _vary(self, rng: np.random.Generator, variety: float) -> None:
         """Vary the objects, and add a shadow and a glossy floor, each by chance. See `SceneContent.variety`."""
-
-        def paint() -> Array:
-            return texture(self._paint, self._texels)
-
-        self.objects = [part for item in self.objects for part in varied(item, rng, variety, paint)]
+        self.objects = [part for item in self.objects for part in varied(item, rng, variety, self._body_texture)]
         if rng.random() < variety:
             direction = rng.uniform(0, 2 * math.pi)
             cast = rng.uniform(0.02, 0.09) * np.array([math.cos(direction), math.sin(direction)])
@@ -84,8 +81,24 @@ class Scene:
             bend=rng.uniform(-0.2, 0.2),
             turn=rng.uniform(-content.turn, content.turn),
             growth=rng.uniform(-content.growth, content.growth),
-            texture=texture(self._paint, self._texels),
+            texture=self._body_texture(),
         )
+
+    def _body_texture(self) -> Array:
+        """Draw the texture of an object or limb. If it is to be clear, redraw until it is, at most 32 times."""
+        ground = self._sample(self.ground, self._grid(self.size[1] / 8)).mean((0, 1))
+        near = vector(np.mgrid[-2:3, -2:3] * 0.08).transpose(1, 2, 0)  # positions on an object, in widths
+
+        def distance(paint: Array) -> float:
+            return float(np.linalg.norm(self._sample(paint, near).mean((0, 1)) - ground))
+
+        best = texture(self._paint, self._texels)
+        if self._repaint.random() < self._clarity:
+            for _ in range(32):
+                if distance(best) >= CLEAR:
+                    break
+                best = max(best, texture(self._repaint, self._texels), key=distance)
+        return best
 
     def _grid(self, step: float) -> Array:
         """Compute the centres [n, m, 2], in image widths, of squares of `step` pixels."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import lightning as L
 import torch
@@ -13,7 +14,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from fp_lightning.model.svd.specialise import generalise, specialise
-from fp_lightning.training.optimiser import check_last_validation, use_settings, warmed_up
+from fp_lightning.training.optimiser import (
+    OptimizerName,
+    check_last_validation,
+    make_optimizer,
+    use_settings,
+    warmed_up,
+)
 from fp_lightning.types import ClipBatch
 from fp_lightning.weights.saving import save_over
 
@@ -36,11 +43,12 @@ class AutoencoderModule(L.LightningModule):
 
     Args:
         vae: the autoencoder to train.
-        learning_rate: peak learning rate of AdamW after `warmup` steps, followed by cosine decay to zero.
+        learning_rate: peak learning rate after `warmup` steps, followed by cosine decay to zero.
         warmup: number of steps of linear warm-up.
         kl_weight: weight of the KL divergence per latent element.
         hue_weight: weight of the squared error of hue, the part that differs between red, green and blue.
         colour_weight: weight of the squared error of the first three latent channels from the mean colours.
+        optimizer: see `make_optimizer`.
         out: folder for the VAE in diffusers' format.
     """
 
@@ -52,10 +60,11 @@ class AutoencoderModule(L.LightningModule):
         kl_weight: float = 1e-4,
         hue_weight: float = 4.0,
         colour_weight: float = 0.05,
+        optimizer: OptimizerName = "adamw",
         out: str = "runs/tiny_vae/vae",
     ) -> None:
         super().__init__()
-        self.learning_rate, self.warmup, self.out = learning_rate, warmup, out
+        self.learning_rate, self.warmup, self.optimizer, self.out = learning_rate, warmup, optimizer, out
         self.kl_weight, self.hue_weight, self.colour_weight = kl_weight, hue_weight, colour_weight
         self.vae = specialise(vae)  # torch 2.15 computes wrong bfloat16 gradients of (3, 1, 1) kernels on CPUs
 
@@ -107,7 +116,8 @@ class AutoencoderModule(L.LightningModule):
             save_over(self.out, vae.half().save_pretrained)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW with linear warm-up and cosine decay."""
-        optimizer = torch.optim.AdamW(self.vae.parameters(), lr=self.learning_rate, betas=(0.9, 0.99))
+        """Return the optimiser with linear warm-up and cosine decay."""
+        options: dict[str, Any] = {"lr": self.learning_rate, "betas": (0.9, 0.99), "weight_decay": 1e-2}
+        optimizer = make_optimizer(self.optimizer, self.vae.parameters(), **options)
         schedule = warmed_up(optimizer, self.warmup, "cosine", self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -26,6 +26,7 @@ from fp_lightning.model.svd.prior import SVDPrior, svd_prior
 from fp_lightning.model.svd.shapes import svd_parts, svd_unet
 from fp_lightning.model.trainable import Trains, choose_trainable, store_frozen
 from fp_lightning.training.counting import CountedOperations, LiveBytes
+from fp_lightning.training.muon import is_matrix
 from fp_lightning.types import TRACK_STRIDE, EditBatch
 from fp_lightning.weights.folders import empty_networks
 
@@ -45,7 +46,7 @@ class Setting:
         cached: latents and embeddings come from disk.
         ema: an average of the trainable weights is kept beside them.
         accumulate: micro-batches in one step.
-        optimizer: see `AdamWModule`.
+        optimizer: see `OptimisedModule`.
         strategy: "auto" on one process, "ddp", "ddp_views" where gradients are views of DDP's buckets, or
             "deepspeed_stage_2", also with "_offload".
         processes: number of processes on all machines.
@@ -75,7 +76,7 @@ class Footprint:
     frozen: int  # weights that do not train
     trained: int  # weights that do
     gradients: int
-    optimiser: int  # both moments of AdamW
+    optimiser: int  # moments
     average: int  # of the weights (EMA)
     buckets: int  # in which DDP sends gradients
     step: int  # activations, what autocast casts, and intermediate results, at the moment of the peak
@@ -143,12 +144,14 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
 
 
 def _moments(weight: Tensor, optimizer: str) -> int:
-    """Return the bytes of both moments of AdamW.
+    """Return the bytes of the moments of AdamW, or of the momentum of a matrix under Muon.
 
     With 8 bits, each block of 256 values has a float32 scale, and tensors of fewer than 4096 values stay float32.
     """
     if optimizer == "adamw":
         return 2 * weight.nbytes
+    if optimizer == "muon":
+        return (1 if is_matrix(weight) else 2) * weight.nbytes
     count = weight.numel()
     return 2 * (count + 4 * -(-count // 256)) if count >= 4096 else 8 * count
 

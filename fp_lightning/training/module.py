@@ -25,13 +25,13 @@ from fp_lightning.model.fingerprint import fingerprint
 from fp_lightning.model.svd.load import saved_settings
 from fp_lightning.model.trainable import AUTOCAST, describe, store_frozen
 from fp_lightning.pairs.latents import LatentStore
-from fp_lightning.training.optimiser import AdamWModule, OptimizerName, Schedule
+from fp_lightning.training.optimiser import OptimisedModule, OptimizerName, Schedule
 from fp_lightning.types import EditBatch, to_unit_range
 
 logger = logging.getLogger(__name__)
 
 
-class FramePainterModule(AdamWModule):
+class FramePainterModule(OptimisedModule):
     """Trains, validates and runs an editor.
 
     The generator of a sample's noise is seeded by (seed, purpose, sample name) and, in training, the epoch. A resumed
@@ -40,7 +40,7 @@ class FramePainterModule(AdamWModule):
 
     Args:
         editor: the network, see `fp_lightning.build_editor`.
-        learning_rate, betas, weight_decay, warmup, schedule, optimizer: see `AdamWModule`.
+        learning_rate, betas, weight_decay, warmup, schedule, optimizer: see `OptimisedModule`.
         sampling: settings of the edits in validate, test and predict; None for the defaults of `Sampling`.
         metrics: metrics of validation and test; None for the defaults of `EditMetrics`.
         fit_edits: number of samples per process that a validation within `fit` edits. Its losses cover all samples.

@@ -1,10 +1,10 @@
-"""AdamW with warm-up, shared by the training of editors and priors."""
+"""Optimisers with warm-up, shared by the training of editors, priors and the VAE."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, cast, get_args
 
 import lightning as L
@@ -12,16 +12,18 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from fp_lightning.errors import InputError
 from fp_lightning.model.editor import FramePainter
+from fp_lightning.training.muon import Muon
 
 logger = logging.getLogger(__name__)
 
 Schedule = Literal["constant", "cosine"]
-OptimizerName = Literal["adamw", "adamw_8bit"]
+OptimizerName = Literal["adamw", "adamw_8bit", "muon"]
 
 
 def check_last_validation(trainer: L.Trainer) -> None:
@@ -49,6 +51,26 @@ def adamw_8bit() -> Callable[..., Optimizer]:
     except ImportError as error:
         raise InputError("optimizer adamw_8bit needs bitsandbytes: pip install 'fp_lightning[quant]'") from error
     return AdamW8bit
+
+
+def make_optimizer(
+    name: OptimizerName, weights: Iterable[nn.Parameter], fused: bool = True, **options: Any
+) -> Optimizer:
+    """Make the optimiser of a fit.
+
+    Args:
+        name: "adamw"; "adamw_8bit" of bitsandbytes, which stores moments in one byte instead of four (Dettmers et al.
+            2021, arXiv 2110.02861); or "muon", see `Muon`.
+        weights: the weights to train.
+        fused: whether AdamW updates all weights in one kernel.
+        options: `lr`, `betas` and `weight_decay`.
+
+    Raises:
+        InputError: bitsandbytes is not installed.
+    """
+    if name == "adamw_8bit":
+        return adamw_8bit()(weights, **options)
+    return Muon(weights, **options) if name == "muon" else torch.optim.AdamW(weights, **options, fused=fused)
 
 
 def warmed_up(optimizer: Optimizer, warmup: int, schedule: Schedule, total: float) -> LambdaLR:
@@ -91,8 +113,8 @@ def use_settings(module: L.LightningModule, learning_rate: float, **settings: An
         logger.warning("going on with %s", ", ".join(changed))
 
 
-class AdamWModule(L.LightningModule):
-    """Base of modules that train an editor or parts of it: AdamW over trainable weights, schedule, gradient clipping.
+class OptimisedModule(L.LightningModule):
+    """Base of modules that train an editor or parts of it: optimiser of trainable weights, schedule, clipping.
 
     Args:
         editor: the network; its weights with `requires_grad` are trained.
@@ -100,8 +122,7 @@ class AdamWModule(L.LightningModule):
         betas, weight_decay: settings of AdamW.
         warmup: number of optimiser steps of linear warm-up.
         schedule: "constant" (the paper's), or "cosine" to zero over the whole fit.
-        optimizer: "adamw", or "adamw_8bit" of bitsandbytes, which stores moments in one byte instead of four
-            (Dettmers et al. 2021, arXiv 2110.02861).
+        optimizer: see `make_optimizer`.
     """
 
     def __init__(
@@ -167,11 +188,7 @@ class AdamWModule(L.LightningModule):
             "betas": tuple(self.betas),
             "weight_decay": self.weight_decay,
         }
-        optimizer: Optimizer
-        if self.optimizer == "adamw_8bit":
-            optimizer = adamw_8bit()(trainable, **options)
-        else:
-            fused = self.trainer.precision != "16-mixed"  # a fused step unscales gradients itself, too late to clip
-            optimizer = torch.optim.AdamW(trainable, **options, fused=fused)
+        fused = self.trainer.precision != "16-mixed"  # a fused step unscales gradients itself, too late to clip
+        optimizer = make_optimizer(self.optimizer, trainable, fused, **options)
         rates = warmed_up(optimizer, self.warmup, self.schedule, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}

@@ -20,7 +20,7 @@ from fp_lightning.model.edm import seeded_generator, seeded_generators
 from fp_lightning.model.svd.prior import SVDPrior, svd_prior
 from fp_lightning.model.svd.unet import FramePainterUNet
 from fp_lightning.pairs.flow.dis import dis_flow
-from fp_lightning.training.optimiser import AdamWModule, OptimizerName, Schedule, check_last_validation
+from fp_lightning.training.optimiser import OptimisedModule, OptimizerName, Schedule, check_last_validation
 from fp_lightning.types import ClipBatch, length, to_uint8
 from fp_lightning.weights.saving import save_over
 
@@ -29,7 +29,7 @@ MOTION_WIDTH, MOTION_MAX = 512, 255  # a motion bucket is the largest displaceme
 FLOW_WIDTH = 256  # px to which generated clips are resized for optical flow
 
 
-class VideoPriorModule(AdamWModule):
+class VideoPriorModule(OptimisedModule):
     """Trains a U-Net of SVD's class on clips of one size: image-to-video diffusion, as SVD was trained.
 
     The network is conditioned on the latents and the embedding of the first frame. Micro-conditioning is
@@ -40,7 +40,7 @@ class VideoPriorModule(AdamWModule):
 
     Args:
         editor: supplies the networks and noise levels. Its attention must be "temporal", that of SVD.
-        learning_rate, betas, weight_decay, warmup, schedule, optimizer: see `AdamWModule`.
+        learning_rate, betas, weight_decay, warmup, schedule, optimizer: see `OptimisedModule`.
         guidance_scale, num_inference_steps: settings of the clips that validation generates.
         generated: number of clips of each length that validation generates. Only the main process scores them,
             because the lengths differ between ranks.
@@ -83,7 +83,7 @@ class VideoPriorModule(AdamWModule):
         return svd_prior(self.editor.prior)
 
     def setup(self, stage: str) -> None:
-        """See `AdamWModule.setup` and `check_last_validation`."""
+        """See `OptimisedModule.setup` and `check_last_validation`."""
         super().setup(stage)
         check_last_validation(self.trainer)
 

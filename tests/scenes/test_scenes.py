@@ -295,3 +295,16 @@ def test_a_clip_that_cannot_be_written_whole_is_not_there(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert not list(tmp_path.iterdir())
+
+
+def test_clear_objects_differ_from_the_ground() -> None:
+    """A moving object changes the image more if the scene is clear; a scene without clarity is what it was."""
+
+    def change(clarity: float) -> float:
+        scenes = [Scene(seed, (32, 32), SceneContent(clarity=clarity)) for seed in range(12)]
+        moving = [(scene.pair(stride=8).moving()[0].numpy(), scene) for scene in scenes]
+        return float(np.mean([np.abs(s.frame(0)[m].astype(int) - s.frame(1)[m]).mean() for m, s in moving]))
+
+    assert change(1.0) > 1.25 * change(0.0)
+    with pytest.raises(InputError, match="clarity of a scene must be between 0 and 1, got 2"):
+        SceneContent(clarity=2)

@@ -43,6 +43,13 @@ def test_8_bit_moments_take_a_quarter_and_resume(tmp_path):
     assert all(map(torch.equal, resumed.parameters(), module.parameters()))
 
 
+def test_the_plan_knows_the_memory_of_muon(tmp_path):
+    parts = fit(tmp_path, 1, optimizer="muon").optimizers[0].state_dict()["parts"].values()
+    states = [value for part in parts for state in part["state"].values() for value in state.values()]
+    taken = sum(value.nbytes for value in states if value.ndim)
+    assert footprint(Setting("tiny", (32, 32), optimizer="muon"), on_cpu=True).optimiser == taken
+
+
 def test_the_plan_knows_the_memory_of_8_bit_moments(tmp_path):
     states = fit(tmp_path, 1).optimizers[0].state.values()
     names = "state1", "state2", "absmax1", "absmax2"
@@ -61,7 +68,7 @@ def test_8_bit_updates_are_close_to_32_bit_ones(tmp_path):
 
 
 def test_unsuitable_settings_are_reported(tmp_path, monkeypatch, caplog):
-    with pytest.raises(InputError, match="optimizer must be adamw or adamw_8bit, got 'sgd'"):
+    with pytest.raises(InputError, match="optimizer must be adamw or adamw_8bit or muon, got 'sgd'"):
         fit(tmp_path, 1, optimizer="sgd")
     with caplog.at_level(logging.WARNING, logger="fp_lightning"):
         fit(tmp_path, 0, optimizer="adamw", precision="bf16-true")
