@@ -76,6 +76,7 @@ def _run(words: list[str], errors: str, output: str, environment: dict[str, str]
     for path, descriptor in ((output, 1), (errors, 2)):
         with open(path, "a") as file:
             os.dup2(file.fileno(), descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal; background jobs of a shell ignore it
     sys.argv = ["fp-lightning", *words]
     sys.modules["__main__"].__spec__ = find_spec("fp_lightning.__main__")  # what DDP starts its other ranks with
     from fp_lightning.cli.main import main

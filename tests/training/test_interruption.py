@@ -182,13 +182,20 @@ def test_sigterm_leaves_a_checkpoint_of_that_step(whole, tmp_path, micro_batches
     assert same(found["callbacks"]["TrainableEMA"], checkpoint["callbacks"]["TrainableEMA"])
 
 
-def test_ctrl_c_leaves_a_checkpoint_as_sigterm_does(tmp_path):
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def terminal():
+    """Ctrl+C interrupts Python, as in a terminal; a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_leaves_a_checkpoint_as_sigterm_does(terminal, tmp_path):
     with pytest.raises(SIGTERMException) as stopped:
         fit(tmp_path, [], Interrupted(signal.SIGINT, 2))
     assert stopped.value.args == (signal.SIGINT,)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
-    assert signal.getsignal(signal.SIGINT) == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class Impatient(Interrupted):
@@ -199,13 +206,9 @@ class Impatient(Interrupted):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path):
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            fit(tmp_path, [], Impatient(signal.SIGINT, 1))
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_a_second_ctrl_c_stops_at_once(terminal, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path, [], Impatient(signal.SIGINT, 1))
     assert isinstance(stopped.value.__context__, KeyboardInterrupt)
     assert not (tmp_path / "last.ckpt").exists()
 

@@ -230,5 +230,6 @@ def test_written_tensors_are_read_back_by_the_library(tmp_path, dtype):
 def test_the_data_module_is_remembered(run):
     origin = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["origin"]
     expected = {"model": "tiny", "trains": "all", "optimizer": "adamw", "size": [64, 64], "signals": ["sketch"]}
+    expected |= {"data_seed": 0}
     assert origin == expected
     assert SketchDataModule(pairs=None).signals == ("sketch",)
