@@ -37,6 +37,11 @@ def restore(value: Any) -> Any:
     return _mapped(value, lambda key, text: _PROTECTED.sub(_name_of, text))
 
 
+def protect_values(config: Any) -> Any:
+    """Return a copy of a configuration with the values of all keys in `PLACES` protected."""
+    return _mapped(config, lambda key, text: protect(text) if key in PLACES else text)
+
+
 def _mapped(value: Any, change: Callable[[str, str], str], key: str = "") -> Any:
     """Return a copy of `value` in which every text is `change(its key, text)`."""
     if isinstance(value, str):

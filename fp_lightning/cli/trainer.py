@@ -24,7 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from fp_lightning.cli.commands import TRAINER_COMMANDS
-from fp_lightning.cli.names import MODE, protect_options, protect_recipes, restore
+from fp_lightning.cli.names import MODE, protect_options, protect_recipes, protect_values, restore
 from fp_lightning.cli.run_folder import as_recipe, fill_seeds, find_checkpoint, protected
 from fp_lightning.errors import InputError
 from fp_lightning.files import require_writable, write_atomic
