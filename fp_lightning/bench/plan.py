@@ -15,7 +15,8 @@ from fp_lightning.bench.networks import filled
 from fp_lightning.model.edm import seeded_generators
 from fp_lightning.model.svd.load import SHIPPED
 from fp_lightning.model.trainable import store_frozen
-from fp_lightning.training.footprint import Setting, editor_of, empty_batch, footprint
+from fp_lightning.training.footprint import footprint
+from fp_lightning.training.simulation import Setting, editor_of, empty_batch
 
 TINY = Setting("tiny", (64, 64), 8)
 MIDDLE = replace(TINY, size=(128, 192), batch_size=2)  # a U-Net of 49 million weights

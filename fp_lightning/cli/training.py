@@ -25,11 +25,13 @@ def plan(arguments: list[str]) -> None:
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the GPU's peak FLOPS, up to 1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan as numbers")
     options, words = parser.parse_known_args(arguments)
+    if options.json and options.json.is_dir():
+        raise InputError(f"--json must name a file, got the folder {options.json}")
     setting, steps = setting_of(configuration(resolve_recipes(words)))
     plan = make_plan(setting, steps, options.gpu, options.utilisation)
+    print("\n".join(report(plan)))
     if options.json:
         write_atomic(options.json, (json.dumps(plan.to_json(), indent=2) + "\n").encode())
-    print("\n".join(report(plan)))
 
 
 def sweep(arguments: list[str]) -> None:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, UntypedStorage
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+
+def operations(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
+    """Return the operations of a product that was called, by torch's formulas; 0 for what is not a product."""
+    formula = flop_registry.get(func._overloadpacket)
+    return 0 if formula is None else formula(*args, **kwargs, out_val=result)
 
 
 class CountedOperations(TorchDispatchMode):
@@ -21,38 +29,38 @@ class CountedOperations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        self.total += operations(func, args, kwargs or {}, result)
         return result
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make within it, and the most of them at a time."""
+class LiveBytes:
+    """Counts the bytes of tensors while they live, and the most of them at a time. A storage counts once."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.live = self.most = 0
-        self._known: dict[int, weakref.ref] = {}
+        self.now = self.most = 0
+        self._known: dict[int, _Storage] = {}
 
     def add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = id(storage)
-        known = self._known.get(key)
-        if known is not None and known() is storage:
+        if key in self._known:
             return
-        self._known[key] = weakref.ref(storage)
-        weakref.finalize(storage, self._gone, key, storage.nbytes())
-        self.live += storage.nbytes()
-        self.most = max(self.most, self.live)
+        self._known[key] = known = _Storage(storage, self._gone)
+        known.key, known.count = key, storage.nbytes()
+        self.now += known.count
+        self.most = max(self.most, self.now)
 
-    def _gone(self, key: int, count: int) -> None:
-        self._known.pop(key, None)
-        self.live -= count
+    def _gone(self, known: _Storage) -> None:
+        del self._known[known.key]
+        self.now -= known.count
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
-        return result
+
+class _Storage(weakref.ref[UntypedStorage]):
+    """A storage that may be gone, and what to forget then. `weakref.finalize` would take several times as long."""
+
+    __slots__ = ("count", "key")
+    key: int
+    count: int
+
+    def __new__(cls, storage: UntypedStorage, gone: Callable[[_Storage], None]) -> _Storage:
+        return super().__new__(cls, storage, gone)

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fp_lightning.errors import InputError
-from fp_lightning.training.footprint import Footprint, Setting, footprint
+from fp_lightning.training.footprint import Footprint, footprint
 from fp_lightning.training.gpus import FRAGMENTED, GIB, GPUS, RESERVED, fits, seconds
+from fp_lightning.training.simulation import Setting
 
 PARTS = {  # of a footprint, as the report calls them
     "frozen": "weights that do not train",
@@ -194,7 +195,7 @@ def setting_of(config: Any) -> tuple[Setting, int]:
         augmentation_draws=editor.augmentation_draws,
         cached=getattr(data, "latents", None) is not None and editor.augmentation_draws is not None,
         ema=any(name.endswith("TrainableEMA") for name in names),
-        accumulate=trainer.accumulate_grad_batches or 1,
+        accumulate=trainer.accumulate_grad_batches,
         optimizer=getattr(model, "optimizer", "adamw"),
         strategy="auto" if processes == 1 else _strategy(trainer.strategy),
         processes=processes,

@@ -12,8 +12,9 @@ from callbacks import LastCheckpoint
 from datamodules import SceneDataModule
 from fp_lightning.errors import InputError
 from fp_lightning.inference.sampler import Sampling
+from fp_lightning.training.footprint import footprint
 from fp_lightning.training.module import FramePainterModule
-from fp_lightning.training.plan import Setting, footprint
+from fp_lightning.training.simulation import Setting
 
 
 def fit(folder, steps: int, ckpt_path=None, optimizer: str = "adamw_8bit", **options) -> Trainer:

@@ -1,19 +1,27 @@
 """What is foretold of a recipe, beside what is measured, and what is said of it."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from fp_lightning.bench.networks import filled
 from fp_lightning.bench.plan import SETTINGS, TINY, _one
 from fp_lightning.cli.main import main
 from fp_lightning.cli.trainer import configuration
 from fp_lightning.errors import InputError
-from fp_lightning.model.svd.load import SVD
-from fp_lightning.training.footprint import Setting, footprint
+from fp_lightning.model.edm import seeded_generators
+from fp_lightning.model.svd.load import SHIPPED, SVD
+from fp_lightning.training.counting import CountedOperations, LiveBytes
+from fp_lightning.training.footprint import footprint
 from fp_lightning.training.gpus import GIB, fits
 from fp_lightning.training.plan import PARTS, Plan, cheaper, setting_of
 from fp_lightning.training.recipe_files import RECIPES, resolve_recipes
+from fp_lightning.training.simulation import Setting, editor_of, empty_batch, simulate
 
 PAPER = Setting(SVD, (576, 1024), 2, "bf16-mixed", gradient_checkpointing=True, strategy="ddp_views", processes=2)
 
@@ -22,6 +30,75 @@ PAPER = Setting(SVD, (576, 1024), 2, "bf16-mixed", gradient_checkpointing=True, 
 def test_memory_is_as_foretold(name):
     """To the byte nearly; CPUs without units for bf16 convert in between."""
     assert _one(name, replace(SETTINGS[name], batch_size=4)).error < 0.15
+
+
+class Watched(TorchDispatchMode):
+    """Adds what operations on real tensors make."""
+
+    def __init__(self, live: LiveBytes) -> None:
+        super().__init__()
+        self.live = live
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.live.add(leaf)
+        return result
+
+
+def test_the_bytes_of_a_storage_count_once_and_while_it_lives():
+    live, kept = LiveBytes(), torch.zeros(3)
+    live.add(kept)
+    with Watched(live):
+        made = torch.zeros(1000)
+        view = made[2:].view(2, -1)
+        assert kept.unbind() and live.now == 12 + 4000
+        del made
+        assert live.now == 12 + 4000
+        del view
+        assert live.now == 12
+        torch.zeros(10)
+    del kept
+    assert (live.now, live.most) == (0, 12 + 4000)
+
+
+def test_gradients_that_are_there_stand_for_the_micro_batches_before():
+    """Both micro-batches run here, on real tensors. The simulation counts the operations of all rows as if visible."""
+    setting = replace(TINY, size=(32, 32), batch_size=1, accumulate=2)
+    editor = filled(editor_of(setting), device="cpu").train()
+    batch, live, counted = empty_batch(setting).map(torch.zeros_like), LiveBytes(), CountedOperations()
+    for tensor in (*editor.parameters(), *editor.buffers()):
+        live.add(tensor)
+    with Watched(live), counted:
+        for _ in range(2):
+            editor.losses(batch, seeded_generators(batch.name, 0)).total.backward()
+    simulated = simulate(setting, on_cpu=True)
+    assert 2 * simulated.operations == pytest.approx(counted.total, rel=0.01)
+    assert simulated.peak == pytest.approx(live.most, rel=1e-3)
+    assert simulated.peak > 1.1 * simulate(replace(setting, accumulate=1), on_cpu=True).peak
+
+
+def test_settings_that_differ_in_arithmetic_share_a_simulation():
+    setting = replace(TINY, size=(32, 32), batch_size=1, accumulate=2)
+    one = simulate(setting)
+    for change in (
+        {"optimizer": "adamw_8bit"},
+        {"ema": True},
+        {"strategy": "ddp", "processes": 2},
+        {"accumulate": 8},
+        {"augmentation_draws": 3},
+    ):
+        assert simulate(replace(setting, **change)) is one, change
+
+
+def test_a_folder_that_has_changed_is_simulated_anew(tmp_path):
+    folder = shutil.copytree(SHIPPED["tiny"], tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    setting = Setting(str(folder), (32, 32))
+    before = simulate(setting)
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_per_block": 2}))
+    assert simulate(setting).weights > before.weights
 
 
 def test_strategies_share_what_they_share():
@@ -145,6 +222,13 @@ def test_a_plan_that_cannot_be_written_is_one_line(said, tmp_path):
         ),
         (["--trainer.devices", "auto"], "set --trainer.devices, got auto"),
         (["--model.editor.nothing", "1"], "nothing"),
+        (
+            ["--data.batch_size", "0", "--trainer.accumulate_grad_batches", "-1"],
+            "data.batch_size must be 1 or more, got 0; trainer.accumulate_grad_batches must be 1 or more, got -1",
+        ),
+        (["--trainer.devices", "0"], "trainer.devices × trainer.num_nodes must be 1 or more, got 0"),
+        (["--model.editor.augmentation_draws", "0"], "model.editor.augmentation_draws must be 1 or more, got 0"),
+        (["--json", "."], r"--json must name a file, got the folder \."),
     ],
 )
 def test_bad_input_is_one_line(said, words, message):
