@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import io
+import locale
 import os
 import re
 import signal
@@ -17,6 +19,16 @@ SWITCH = "FP_LIGHTNING_TRACEBACK"  # environment variable; 1 shows the traceback
 LONGEST = 300  # characters of an unexpected message
 INTERRUPTED, CLOSED = 128 + signal.SIGINT, 128 + 13  # exit statuses that shells use; 13 is SIGPIPE
 _MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|std::bad_alloc", re.IGNORECASE)
+
+
+def require_utf8() -> None:
+    """Start this process again in Python's UTF-8 mode if the locale has another encoding: recipes and names are UTF-8.
+
+    Only on systems where a process can replace itself.
+    """
+    if os.name == "posix" and not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def printable() -> None:

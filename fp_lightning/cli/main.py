@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 
 from fp_lightning.cli.commands import COMMANDS, TRAINER_COMMANDS
-from fp_lightning.cli.failures import SWITCH, printable, report
+from fp_lightning.cli.failures import SWITCH, printable, report, require_utf8
 from fp_lightning.cli.packages import prefer_own_packages
 from fp_lightning.errors import InputError
 from fp_lightning.training.recipe_files import resolve_recipes
@@ -14,6 +14,7 @@ from fp_lightning.training.recipe_files import resolve_recipes
 
 def main() -> int:
     """Run `sys.argv` and return the exit status. Every failure is one line on stderr and status 1."""
+    require_utf8()
     printable()
     arguments = sys.argv[1:]
     try:

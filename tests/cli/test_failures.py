@@ -109,6 +109,17 @@ def test_a_terminal_without_unicode_gets_escapes(monkeypatch):
     assert terminal.buffer.getvalue() == b"64 \\xd7 64 \\u2265 \\u2026 caf\\udce9\n"
 
 
+@pytest.mark.parametrize(("encoding", "again"), [("ANSI_X3.4-1968", True), ("iso8859-1", True), ("UTF-8", False)])
+def test_other_locales_start_again_in_utf_8(monkeypatch, encoding, again):
+    started = []
+    monkeypatch.setattr("locale.getencoding", lambda: encoding)
+    monkeypatch.setattr("os.execv", lambda *words: started.append(words))
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    failures.require_utf8()
+    assert started == [(sys.executable, [sys.executable, *sys.orig_argv[1:]])] * again
+    assert os.environ["PYTHONUTF8"] == str(int(again))
+
+
 def test_refusals_of_lightning_about_slurm_name_the_remedy():
     error = RuntimeError("You set `--ntasks=4` in your SLURM bash script,\nbut this variable is not supported.")
     assert re.search("ntasks=4.*not supported; .*start with srun, or unset SLURM_NTASKS", str(_refusal(error)))
