@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from fp_lightning.errors import InputError
 from fp_lightning.media.edits import SUFFIX, Edit, read_edit
 from fp_lightning.media.images import ROW, squeeze
-from fp_lightning.media.reading import image_endings, read_image, remedy
+from fp_lightning.media.reading import image_endings, named_files, read_image, remedy
 from fp_lightning.media.shapes import CLEARLY, squeeze_factor
 from fp_lightning.signals.combine import SIGNALS
 
@@ -58,18 +57,10 @@ class InputImage:
         Raises:
             InputError: there are several.
         """
-        forms = (form for suffix in suffixes for form in (suffix, _upper_ending(suffix)))
-        paths = [path for form in forms if (path := self.path.with_name(self.name + form)).is_file()]
-        others = [path for path in paths[1:] if not os.path.samefile(path, paths[0])]  # the case may not matter
-        if others:
-            raise InputError(f"{paths[0]} and {others[0]} are both signals of {self.path}; remove one")
+        paths = named_files([self.path.with_name(self.name)], suffixes)
+        if len(paths) > 1:
+            raise InputError(f"{paths[0]} and {paths[1]} are both signals of {self.path}; remove one")
         return paths[0] if paths else None
-
-
-def _upper_ending(suffix: str) -> str:
-    """.sketch.png → .sketch.PNG"""
-    stem, dot, ending = suffix.rpartition(".")
-    return stem + dot + ending.upper()
 
 
 def list_inputs(folder: str | None) -> list[InputImage]:

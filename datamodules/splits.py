@@ -8,6 +8,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from fp_lightning.errors import InputError
+from fp_lightning.types import crop_size
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -39,10 +40,7 @@ def tell_fit(stored: tuple[int, int], size: tuple[int, int] | None) -> None:
     """Log, on one rank, that stored pairs are cropped to the aspect of `size` (height, width), or enlarged."""
     if size is None:
         return
-    rows, columns = (
-        min(stored[0], round(stored[1] * size[0] / size[1])),
-        min(stored[1], round(stored[0] * size[1] / size[0])),
-    )
+    rows, columns = crop_size(stored, size)
     changes = [f"cropped centrally to {rows}x{columns}"] if (rows, columns) != tuple(stored) else []
     changes += [f"enlarged {size[0] / rows:.3g} times"] if size[0] > rows else []
     if changes:

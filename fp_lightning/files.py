@@ -73,7 +73,7 @@ def written_beside(path: Path) -> Iterator[Path]:
         InputError: the operating system refuses to write: the disk is full, the folder is read-only, `path` is a
             folder, and so on. Errors of other files that the block reads pass through.
     """
-    partial = path.with_name(f".{os.getpid()}.{abs(hash(path.name)):x}.partial")
+    partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -86,6 +86,11 @@ def written_beside(path: Path) -> Iterator[Path]:
         if refused is None or not _is_of_writing(refused, partial, path, *path.parents):
             raise
         raise InputError(f"cannot write {describe(refused, path)}") from error
+
+
+def _partial(path: Path) -> Path:
+    """Return a temporary name beside `path`, short even if the name of `path` is long."""
+    return path.with_name(f".{os.getpid()}.{abs(hash(path.name)):x}.partial")
 
 
 def _is_of_writing(error: OSError, *paths: Path) -> bool:
@@ -102,6 +107,11 @@ def write_atomic(path: Path, data: bytes) -> Path:
     return path
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` to `path` in UTF-8, see `write_atomic`. Bytes of file names that are not UTF-8 become escapes."""
+    return write_atomic(path, text.encode(errors="backslashreplace"))
+
+
 @contextmanager
 def written_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `out`, and rename it to `out` if the block succeeds.
@@ -109,7 +119,7 @@ def written_folder(out: Path) -> Iterator[Path]:
     Raises:
         InputError: `out` exists and is not an empty folder, or the operating system refuses, see `written_beside`.
     """
-    partial = out.with_name(f".{os.getpid()}.{abs(hash(out.name)):x}.partial")
+    partial = _partial(out)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out} exists; choose another name, or remove it first")

@@ -86,10 +86,7 @@ class VideoPair:
         token that contains their centre.
         """
         (height, width), (rows, columns) = self.size, self.visible.shape
-        if width * aspect[0] > height * aspect[1]:
-            kept = (height, max(1, round(height * aspect[1] / aspect[0])))
-        else:
-            kept = (max(1, round(width * aspect[0] / aspect[1])), width)
+        kept = crop_size(self.size, aspect)
         if kept == self.size:
             return self
         stride = (height / rows, width / columns)
@@ -131,6 +128,14 @@ class VideoPair:
     def fitted(self, size: tuple[int, int]) -> VideoPair:
         """Crop the pair to the aspect ratio of `size` (height, width), and resize it to `size`: no shape changes."""
         return self if size == self.size else self.cropped(size).resized(size)
+
+
+def crop_size(size: tuple[int, int], aspect: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of the largest crop of an image of `size` with the aspect ratio of `aspect`, (height, width)."""
+    height, width = size
+    if width * aspect[0] > height * aspect[1]:
+        return height, max(1, round(height * aspect[1] / aspect[0]))
+    return max(1, round(width * aspect[0] / aspect[1])), width
 
 
 def _crop_start(side: int, kept: int, stride: float) -> int:

@@ -22,7 +22,7 @@ from fp_lightning.bench.pairs import correspondence, pairs
 from fp_lightning.bench.plan import plan
 from fp_lightning.bench.train_step import train_step
 from fp_lightning.errors import InputError
-from fp_lightning.files import write_atomic
+from fp_lightning.files import write_text
 
 BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "unet": unet,
@@ -59,7 +59,7 @@ def bench(names: Sequence[str], rounds: int = 3, json_file: Path | None = None) 
         )
     results = [result for name in names or BENCHMARKS for result in BENCHMARKS[name](rounds)]
     if json_file is not None:
-        write_atomic(json_file, json.dumps([asdict(result) for result in results], indent=2).encode())
+        write_text(json_file, json.dumps([asdict(result) for result in results], indent=2))
     Console().print(_table(results))
     return results
 

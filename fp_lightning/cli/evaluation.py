@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fp_lightning.cli.parsing import HelpFormatter, make_parser
+from fp_lightning.cli.parsing import make_parser
 from fp_lightning.errors import InputError
-from fp_lightning.files import write_atomic
+from fp_lightning.files import write_text
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -82,8 +82,7 @@ def study(arguments: list[str]) -> None:
         "study", "Ask people which of two systems they prefer: build the page for raters, or score their answers."
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="build|score")
-    shown = HelpFormatter
-    build = kinds.add_parser("build", help="study.html for raters, key.json for you", formatter_class=shown)
+    build = kinds.add_parser("build", help="study.html for raters, key.json for you")
     build.add_argument("first", type=Path, help="folder of predictions")
     build.add_argument("second", type=Path, help="folder of predictions")
     add_examples(build)
@@ -91,7 +90,7 @@ def study(arguments: list[str]) -> None:
     build.add_argument("--count", type=int, default=100, help="number of examples, drawn at random")
     build.add_argument("--seed", type=int, default=0, help="seed of the choice and order of examples")
     build.add_argument("--resize", action="store_true", help="resize images to the size of their example")
-    score = kinds.add_parser("score", help="preference rates with 95 %% intervals", formatter_class=shown)
+    score = kinds.add_parser("score", help="preference rates with 95 %% intervals")
     score.add_argument("key", type=Path, help="key.json of the study")
     score.add_argument("answers", type=Path, nargs="+", help="answer files of raters")
     score.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
@@ -105,7 +104,7 @@ def study(arguments: list[str]) -> None:
         return
     result = score_study(options["key"], options["answers"])
     if options["json"]:
-        write_atomic(options["json"], (json.dumps(result, indent=2) + "\n").encode())
+        write_text(options["json"], json.dumps(result, indent=2) + "\n")
     first, second = result["systems"]
     print(f"{first} against {second}: {result['answers']} answers of {result['raters']} raters")
     for name, found in result["questions"].items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fp_lightning.errors import InputError
 
@@ -19,7 +19,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises InputError, one line, for words that it does not accept."""
+    """A parser that raises InputError, one line, for words that it does not accept. Its help shows defaults.
+
+    The parsers of its subcommands are of this class too.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": HelpFormatter} | options)
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
@@ -27,5 +33,5 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(command: str, text: str) -> Parser:
-    """Return the parser of `fp-lightning COMMAND`, whose help shows defaults."""
-    return Parser(prog=f"fp-lightning {command}", description=text, formatter_class=HelpFormatter)
+    """Return the parser of `fp-lightning COMMAND`."""
+    return Parser(prog=f"fp-lightning {command}", description=text)

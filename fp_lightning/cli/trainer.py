@@ -27,7 +27,7 @@ from fp_lightning.cli.commands import TRAINER_COMMANDS
 from fp_lightning.cli.names import MODE, protect_options, protect_recipes, protect_values, restore
 from fp_lightning.cli.run_folder import as_recipe, fill_seeds, find_checkpoint, protected
 from fp_lightning.errors import InputError
-from fp_lightning.files import require_writable, write_atomic
+from fp_lightning.files import require_writable, write_text
 from fp_lightning.training.provenance import provenance
 from fp_lightning.training.recipe_files import RECIPES
 
@@ -42,10 +42,9 @@ class RunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder, command = Path(trainer.default_root_dir), trainer.state.fn.value  # type: ignore[union-attr]
-        write_atomic(folder / f"config.{command}.yaml", as_recipe(self.parser, self.config).encode())
+        write_text(folder / f"config.{command}.yaml", as_recipe(self.parser, self.config))
         pairs = getattr(getattr(trainer, "datamodule", None), "pairs", None)
-        known = json.dumps(provenance(pairs), indent=2)
-        write_atomic(folder / f"provenance.{command}.json", known.encode())
+        write_text(folder / f"provenance.{command}.json", json.dumps(provenance(pairs), indent=2))
 
 
 class EditCLI(LightningCLI):

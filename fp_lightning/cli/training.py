@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fp_lightning.cli.parsing import make_parser
 from fp_lightning.errors import InputError
-from fp_lightning.files import write_atomic
+from fp_lightning.files import write_text
 from fp_lightning.training.recipe_files import resolve_recipes
 
 
@@ -31,7 +31,7 @@ def plan(arguments: list[str]) -> None:
     plan = make_plan(setting, steps, options.gpu, options.utilisation)
     print("\n".join(report(plan)))
     if options.json:
-        write_atomic(options.json, (json.dumps(plan.to_json(), indent=2) + "\n").encode())
+        write_text(options.json, json.dumps(plan.to_json(), indent=2) + "\n")
 
 
 def sweep(arguments: list[str]) -> None:

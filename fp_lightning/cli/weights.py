@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fp_lightning.cli.parsing import HelpFormatter, make_parser
+from fp_lightning.cli.parsing import make_parser
 
 
 def convert(arguments: list[str]) -> None:
@@ -15,7 +15,7 @@ def convert(arguments: list[str]) -> None:
     from fp_lightning.model.svd.load import SVD
 
     def common(kind: str, text: str, given: str, out: str) -> argparse.ArgumentParser:
-        parser = kinds.add_parser(kind, help=text, description=text, formatter_class=HelpFormatter)
+        parser = kinds.add_parser(kind, help=text, description=text)
         parser.add_argument("given", metavar="IN", help=given)
         parser.add_argument("out", metavar="OUT", type=Path, help=f"{out}; must not exist yet")
         parser.add_argument(

@@ -25,7 +25,7 @@ from fp_lightning.evaluation.report import write_metrics
 from fp_lightning.evaluation.rows import ROWS, reasons
 from fp_lightning.evaluation.samples import ReportSample
 from fp_lightning.evaluation.scores import frechet_of_features
-from fp_lightning.files import write_atomic
+from fp_lightning.files import write_text
 from fp_lightning.types import EditBatch, to_unit_range
 
 SOURCE, TARGET = "source, unedited", "true target"  # the target has scores that rest on estimated motion alone
@@ -95,9 +95,9 @@ def evaluate(
     comparison = compare(systems)
     for system in systems:
         write_metrics(out / system.label, system.result)
-    write_atomic(out / "comparison.json", (json.dumps(comparison, indent=2) + "\n").encode())
-    write_atomic(out / "comparison.md", markdown(comparison).encode(errors="backslashreplace"))
-    write_atomic(out / "comparison.csv", _csv(comparison).encode(errors="backslashreplace"))
+    write_text(out / "comparison.json", json.dumps(comparison, indent=2) + "\n")
+    write_text(out / "comparison.md", markdown(comparison))
+    write_text(out / "comparison.csv", _csv(comparison))
     scores = {system.label: list(system.metrics.per_sample().values()) for system in systems}
     write_comparison_page(out / "report.html", comparison, samples, scores)
     return comparison

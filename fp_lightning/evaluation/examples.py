@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import write_atomic
+from fp_lightning.files import write_atomic, write_text
 from fp_lightning.media.images import drags, region_mask, squeeze
 from fp_lightning.media.pictures import encode
 from fp_lightning.media.reading import read_image
@@ -210,4 +210,4 @@ def write_examples(examples: PairExamples | DragExamples, out: Path, seed: int =
                 write_atomic(out / f"{name}.{signal}.png", encode(to_uint8(drawn * 2 - 1)))
         write_atomic(out / f"{name}.png", encode(source))
         if rows:
-            write_atomic(out / f"{name}.points.json", json.dumps({"points": rows}).encode())
+            write_text(out / f"{name}.points.json", json.dumps({"points": rows}))

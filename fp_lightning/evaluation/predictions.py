@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from fp_lightning.errors import InputError
 from fp_lightning.evaluation.examples import Examples
 from fp_lightning.media.images import squeeze
-from fp_lightning.media.reading import image_endings, read_image
+from fp_lightning.media.reading import image_endings, named_files, read_image
 
 
 def folder_labels(folders: Sequence[Path]) -> list[str]:
@@ -41,13 +40,10 @@ def find_predictions(folder: Path, examples: Examples) -> dict[str, Path]:
         InputError: an example has two images, or no example has one.
     """
     found: dict[str, Path] = {}
-    endings = [form for ending in image_endings() for form in (ending, ending.upper())]
     for index, name in enumerate(examples.names):
-        paths = [folder / f"{stem}{ending}" for stem in dict.fromkeys(examples.files(index)) for ending in endings]
-        existing = [path for path in paths if path.is_file()]
-        others = [path for path in existing[1:] if not os.path.samefile(path, existing[0])]  # the case may not matter
-        if others:
-            raise InputError(f"{existing[0]} and {others[0]} are both predictions of {name}; remove one")
+        existing = named_files([folder / stem for stem in examples.files(index)], image_endings())
+        if len(existing) > 1:
+            raise InputError(f"{existing[0]} and {existing[1]} are both predictions of {name}; remove one")
         if existing:
             found[name] = existing[0]
     if not found:

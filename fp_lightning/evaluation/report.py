@@ -11,7 +11,7 @@ from typing import Any
 from fp_lightning.evaluation.gallery import gallery, histograms
 from fp_lightning.evaluation.rows import COPY, PAPER, ROWS, interval_text, number, reasons
 from fp_lightning.evaluation.samples import ReportSample
-from fp_lightning.files import write_atomic
+from fp_lightning.files import write_text
 from fp_lightning.media.pages import write_page
 
 
@@ -24,7 +24,7 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> Path:
     }
     content = {**metrics, **dict.fromkeys(broken), "not_measured": not_measured}
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_atomic(Path(folder) / "metrics.json", text.encode(errors="backslashreplace"))
+    return write_text(Path(folder) / "metrics.json", text)
 
 
 def write_report(

@@ -16,7 +16,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.evaluation.bootstrap import bootstrap_means, interval
 from fp_lightning.evaluation.examples import Examples
 from fp_lightning.evaluation.predictions import check_sizes, find_predictions, folder_labels, prediction
-from fp_lightning.files import write_atomic
+from fp_lightning.files import write_text
 from fp_lightning.media.pages import write_page
 from fp_lightning.media.pictures import data_url, signal_image
 from fp_lightning.types import to_uint8
@@ -75,7 +75,7 @@ def build_study(
         cards.append([(column, data_url(image)) for column, image in shown.items() if image is not None])
     key = {"format": KEY_FORMAT, "systems": labels, "seed": seed, "items": items}
     study = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    write_atomic(out / "key.json", (json.dumps({**key, "study": study}, indent=1) + "\n").encode())
+    write_text(out / "key.json", json.dumps({**key, "study": study}, indent=1) + "\n")
     return write_page(
         out / "study.html",
         "fp_lightning.evaluation",

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import write_atomic
+from fp_lightning.files import write_text
 from fp_lightning.model.svd.load import local_folder
 from fp_lightning.weights.folders import empty_networks, open_part, read_index, read_json
 from fp_lightning.weights.saving import save_over
@@ -86,7 +86,7 @@ class SavedPipeline(DiffusionPipeline):
         save = super().save_pretrained
         save_over(folder, lambda new: save(str(new), **kwargs), kwargs.get("variant"))
         if not (folder / "README.md").exists():
-            write_atomic(folder / "README.md", self.model_card(upload.get("repo_id", folder.name)).encode())
+            write_text(folder / "README.md", self.model_card(upload.get("repo_id", folder.name)))
         if push:
             self._upload(folder, **{"repo_id": folder.name, **upload})
 

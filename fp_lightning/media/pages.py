@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from fp_lightning.files import write_atomic
+from fp_lightning.files import write_text
 
 
 @cache
@@ -39,5 +39,4 @@ def write_page(path: Path, package: str, template: str, **context: Any) -> Path:
     Raises:
         jinja2.UndefinedError: the template uses a variable that is not in `context`.
     """
-    page = _environment(package).get_template(template).render(**context)
-    return write_atomic(path, page.encode(errors="backslashreplace"))  # names of files may not be UTF-8
+    return write_text(path, _environment(package).get_template(template).render(**context))

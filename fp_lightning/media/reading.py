@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
+import os
 import warnings
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -60,6 +62,27 @@ def formats() -> tuple[str, ...]:
 def image_endings() -> tuple[str, ...]:
     """Return the endings, in lower case, of the files that `read_image` reads here."""
     return tuple(ending for name in formats() for ending in ENDINGS[name])
+
+
+def named_files(stems: Iterable[Path], endings: Iterable[str]) -> list[Path]:
+    """Return the files STEM + ending; an ending may be in upper case. What two names lead to is listed once.
+
+    Args:
+        stems: paths without ending.
+        endings: such as ".png" or ".sketch.png", of which only ".png" may be in upper case.
+    """
+    both = [form for ending in endings for form in (ending, _upper_ending(ending))]
+    found: list[Path] = []
+    for path in (stem.with_name(stem.name + form) for stem in stems for form in both):
+        if path.is_file() and not any(os.path.samefile(path, other) for other in found):
+            found.append(path)
+    return found
+
+
+def _upper_ending(suffix: str) -> str:
+    """.sketch.png → .sketch.PNG"""
+    stem, dot, ending = suffix.rpartition(".")
+    return stem + dot + ending.upper()
 
 
 def remedy(ending: str) -> str | None:

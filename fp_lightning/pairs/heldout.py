@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import write_atomic
+from fp_lightning.files import write_text
 from fp_lightning.pairs.shards import PairStore
 from fp_lightning.types import VideoPair
 
@@ -55,7 +55,7 @@ def write_list(store: PairStore, indices: Sequence[int], path: Path, seed: int) 
     pairs = [{"name": store.name(i), "video": store.videos[i], "sha256": fingerprint(store[i])} for i in indices]
     total = hashlib.sha256("".join(pair["sha256"] for pair in pairs).encode()).hexdigest()
     content = {"format": LIST_FORMAT, "sha256": total, "seed": seed, "pairs": pairs}
-    write_atomic(path, json.dumps(content, indent=1).encode())
+    write_text(path, json.dumps(content, indent=1))
 
 
 def read_list(path: Path) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import require_writable, write_atomic, written_beside
+from fp_lightning.files import require_writable, write_text, written_beside
 from fp_lightning.types import EditBatch, to_uint8
 
 FORMAT = 1  # raise it when the file format or the conversion of images to tensors changes
@@ -42,7 +42,7 @@ class LatentStore:
         self.folder = Path(root) / hashlib.sha256(described.encode()).hexdigest()[:12]
         if not (self.folder / "latents.json").exists():
             require_writable(self.folder, "--data.latents")
-            write_atomic(self.folder / "latents.json", described.encode())
+            write_text(self.folder / "latents.json", described)
 
     def keys(self) -> set[str]:
         """Return the keys of all cached pairs."""

@@ -86,18 +86,19 @@ class Scene:
 
     def _body_texture(self) -> Array:
         """Draw the texture of an object or limb. If it is to be clear, redraw until it is, at most 32 times."""
+        best = texture(self._paint, self._texels)
+        if self._repaint.random() >= self._clarity:
+            return best
         ground = self._sample(self.ground, self._grid(self.size[1] / 8)).mean((0, 1))
         near = vector(np.mgrid[-2:3, -2:3] * 0.08).transpose(1, 2, 0)  # positions on an object, in widths
 
         def distance(paint: Array) -> float:
             return float(np.linalg.norm(self._sample(paint, near).mean((0, 1)) - ground))
 
-        best = texture(self._paint, self._texels)
-        if self._repaint.random() < self._clarity:
-            for _ in range(32):
-                if distance(best) >= CLEAR:
-                    break
-                best = max(best, texture(self._repaint, self._texels), key=distance)
+        for _ in range(32):
+            if distance(best) >= CLEAR:
+                break
+            best = max(best, texture(self._repaint, self._texels), key=distance)
         return best
 
     def _grid(self, step: float) -> Array:

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import read_json, write_atomic
+from fp_lightning.files import read_json, write_text
 from fp_lightning.training.recipe_files import recipe_path
 
 BASE = "base"  # the arm that adds no recipe
@@ -62,7 +62,7 @@ class Run:
         """
         if self.finished():
             return
-        write_atomic(self.folder / "sweep.json", json.dumps(list(self.words)).encode())
+        write_text(self.folder / "sweep.json", json.dumps(list(self.words)))
         last, best = (self.folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
         reached = next((path for path in (last, best) if path.is_file()), None)  # a killed run may have the best alone
         fit = [*self.words, *(("--ckpt_path", str(reached)) if reached else ())]
@@ -127,7 +127,7 @@ def sweep(runs: Sequence[Run], jobs: int = 1, engine: Literal["local", "ray"] = 
     rows = collect(runs)
     if runs:
         out = runs[0].folder.parent.parent
-        write_atomic(out / RESULTS, as_csv(collect(found(out))).encode())
+        write_text(out / RESULTS, as_csv(collect(found(out))))
     if failures:
         raise InputError("; ".join(failures))
     return rows
