@@ -31,6 +31,8 @@ REMEDIES = {  # error number: what the user can do
     errno.EIO: "check the disk, or choose another place",
     errno.ENOMEM: "use fewer workers or a smaller size",
 }
+LONGEST = 200  # characters of another library's message
+MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # of flock: another process holds the lock
 
 
@@ -152,6 +154,26 @@ def read_json(path: Path, remedy: str = "delete it, or copy it again") -> Any:
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} is not readable JSON ({reason}); {remedy}") from error
+
+
+@contextmanager
+def well_formed(path: object, remedy: str = "delete it, or copy it again") -> Iterator[None]:
+    """Use the content of a file in a block: what fails there, because the content is not as it was written, is told.
+
+    Args:
+        path: the file, for the message.
+        remedy: what the user can do about a bad file, for the message.
+
+    Raises:
+        InputError: the block raises one of the errors of values, types, keys and indices.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except MALFORMED as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}".rstrip(": ")
+        raise InputError(f"{path} has content that does not fit ({reason}); {remedy}") from error
 
 
 def require_writable(folder: Path, option: str) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from fp_lightning.errors import InputError
 from fp_lightning.files import read_json, require_writable
+from fp_lightning.pairs.shards import MANIFEST, read_manifest
 
 RECIPES = ["--config", "tiny", "--config", "signals/sketch"]
 
@@ -63,7 +64,7 @@ def quickstart(
         step("clips", "clips", out / "clips", "--count", clips, *shown)
         videos = [str(out / "clips")]
     step("pairs", "pairs", *videos, "--out", out / "pairs", "--size", side, side, *few)
-    made = read_json(out / "pairs" / "manifest.json")["pairs"]
+    made = read_manifest(out / "pairs" / MANIFEST)["pairs"]
     count = max(1, min(24, made // 8))
     step("benchmark", "benchmark", "--pairs", out / "pairs", "--count", count, "--out", out / "heldout")
     half = ["--trainer.max_steps", steps, "--trainer.val_check_interval", max(1, steps // 2)]

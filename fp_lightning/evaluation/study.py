@@ -16,7 +16,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.evaluation.bootstrap import bootstrap_means, interval
 from fp_lightning.evaluation.examples import Examples
 from fp_lightning.evaluation.predictions import check_sizes, find_predictions, folder_labels, prediction
-from fp_lightning.files import write_text
+from fp_lightning.files import well_formed, write_text
 from fp_lightning.media.pages import write_page
 from fp_lightning.media.pictures import data_url, signal_image
 from fp_lightning.types import to_uint8
@@ -103,6 +103,10 @@ def score_study(key: Path, answers: Sequence[Path]) -> dict[str, Any]:
         InputError: a file is not a key or not a file of answers, belongs to another study, or repeats a rater.
     """
     known = _read(key, KEY_FORMAT, ("study", "systems", "items"))
+    with well_formed(key, "take the key.json that `fp-lightning study build` wrote"):
+        systems = {str(system) for system in known["systems"]}
+        if len(systems) != 2 or any({item["left"], item["right"]} != systems for item in known["items"]):
+            raise ValueError("its examples do not compare its two systems")
     raters: dict[str, Path] = {}
     votes = np.full((len(answers), len(known["items"]), len(QUESTIONS)), np.nan)
     for number, path in enumerate(answers):

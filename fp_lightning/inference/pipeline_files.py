@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import write_text
+from fp_lightning.files import well_formed, write_text
 from fp_lightning.model.svd.load import local_folder
 from fp_lightning.weights.folders import empty_networks, open_part, read_index, read_json
 from fp_lightning.weights.saving import save_over
@@ -55,9 +55,10 @@ class SavedPipeline(DiffusionPipeline):
         read_json(folder / "scheduler" / "scheduler_config.json")
         networks = {part: network for part, network in empty_networks(folder).items() if part not in kwargs}
         check_weights(networks, {part: open_part(folder, part, variant) for part in networks}, str(model))
-        pipe = super().from_pretrained(
-            str(folder), dtype=kwargs.pop("torch_dtype", dtype), variant=variant, use_safetensors=True, **kwargs
-        )
+        with well_formed(folder / "model_index.json", "check the arguments, or download or copy the folder again"):
+            pipe = super().from_pretrained(
+                str(folder), dtype=kwargs.pop("torch_dtype", dtype), variant=variant, use_safetensors=True, **kwargs
+            )
         for part in networks:
             for weight in getattr(pipe, part).parameters():
                 # memory-mapped weights can be unaligned, which changes the last bits of results

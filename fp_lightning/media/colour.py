@@ -77,7 +77,7 @@ def eight_bits(image: Image.Image, name: str | Path) -> Image.Image:
 def _largest(values: np.ndarray, mode: str, name: str | Path) -> int:
     """Return the value of white in a 32-bit image: 1, 255 or 65535."""
     low, high = float(values.min()), float(values.max())
-    whole = mode == "I" or bool((values == values.round()).all())
+    whole = mode == "I" or bool(np.isfinite(high - low) and (values == values.round()).all())
     if low >= 0 and mode == "F" and high <= 1:
         return 1
     if low >= 0 and whole and high <= 65535 and (high > 255 or mode == "F" or high == 0):

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import locked, read_json, written_beside
+from fp_lightning.files import locked, written_beside
 from fp_lightning.media.finding import list_videos
 from fp_lightning.pairs.candidates import VideoResult, build_video
 from fp_lightning.pairs.engines import ENGINES, Engine, Task, default_workers, progress
 from fp_lightning.pairs.preview import write_preview
 from fp_lightning.pairs.settings import PairSettings
-from fp_lightning.pairs.shards import FOLDER, MANIFEST, shard_path, write_manifest, write_shard
+from fp_lightning.pairs.shards import FOLDER, MANIFEST, read_record, shard_path, write_manifest, write_shard
 from fp_lightning.pairs.stored import StoredVideos, file_size, keep_pairs, real_path
 
 
@@ -101,7 +101,7 @@ def process_video(task: Task) -> dict[str, Any]:
         )
     sidecar = shard.with_suffix(".json")
     if record["error"] and shard.exists() and sidecar.exists():
-        kept = keep_pairs(read_json(sidecar)["record"], record)
+        kept = keep_pairs(read_record(sidecar)["record"], record)
         if kept is not record:
             return kept
     if not record["pairs"]:

@@ -6,7 +6,6 @@ in pixels at a width of 512.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from fp_lightning.pairs.preview_images import (
     tracks_image,
 )
 from fp_lightning.pairs.preview_rejected import REASONS, rejected_examples, time_range
-from fp_lightning.pairs.shards import MANIFEST, PairStore
+from fp_lightning.pairs.shards import MANIFEST, PairStore, read_manifest
 from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.points import points
 from fp_lightning.signals.sketch import sketch
@@ -55,7 +54,7 @@ def write_preview(root: str | Path, count: int = 24, rejected: int = 24, seed: i
         raise InputError(
             f"no pairs in {root} (no {MANIFEST}); create some with `fp-lightning pairs VIDEOS --out {root}`"
         )
-    manifest = json.loads((root / MANIFEST).read_text())
+    manifest = read_manifest(root / MANIFEST)
     records = manifest["per_video"]
     return write_page(
         root / "preview.html",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from fp_lightning.media.decoding import VideoError
 from fp_lightning.media.video import read_frames
 from fp_lightning.pairs.grouping import grouped, spread
 from fp_lightning.pairs.preview_images import Picture, picture
-from fp_lightning.pairs.shards import shard_path
+from fp_lightning.pairs.shards import read_record, shard_path
 
 ROUNDED = 1e-4  # seconds by which a recorded time may be later than its frame
 REASONS = {
@@ -122,6 +121,6 @@ def _candidates(root: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[Ca
     for video in (record["video"] for record in records):
         path = shard_path(root, video).with_suffix(".json")
         if path.is_file():
-            for source, target, reason in json.loads(path.read_text()).get("candidates", []):
+            for source, target, reason in read_record(path).get("candidates", []):
                 if reason is not None:
                     yield Candidate(video, (source, target), reason)

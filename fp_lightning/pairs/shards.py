@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -33,10 +34,11 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import written_beside
+from fp_lightning.files import read_json, well_formed, written_beside
 from fp_lightning.types import VideoPair, token_centres
 
 MANIFEST, FOLDER = "manifest.json", "shards"
+MOST = 10_000_000  # pairs or candidates of one video
 QUANTUM, OFFSET = 64.0, 2.0**15  # stored steps per pixel; stored value of 0 px
 FLOW_LIMIT = 512 - 1 / QUANTUM  # largest flow that can be stored, in pixels
 
@@ -87,17 +89,65 @@ def write_manifest(
         records: for each video, `{"video": name, "pairs": n, "rejected": {reason: n}, "error": None | str}`.
         settings: settings that the pairs were built with.
     """
-    rejected: Counter[str] = sum((Counter(record["rejected"]) for record in records), Counter())
-    manifest = {
-        "videos": len(records),
-        "pairs": sum(record["pairs"] for record in records),
-        "rejected": dict(sorted(rejected.items())),
-        "settings": dict(settings or {}),
-        "per_video": list(records),
-    }
+    manifest = _manifest(records, settings or {})
     with written_beside(Path(root) / MANIFEST) as partial:
         partial.write_text(json.dumps(manifest, indent=2))
     return manifest
+
+
+def _manifest(records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
+    rejected: Counter[str] = sum((Counter(record["rejected"]) for record in records), Counter())
+    return {
+        "videos": len(records),
+        "pairs": sum(record["pairs"] for record in records),
+        "rejected": dict(sorted(rejected.items())),
+        "settings": dict(settings),
+        "per_video": list(records),
+    }
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read `manifest.json`; see `write_manifest`. Totals are computed from the records.
+
+    Raises:
+        InputError: the file is missing, damaged, or no manifest of pairs.
+    """
+    remedy = "delete it and run `fp-lightning pairs` with --resume, or copy it again"
+    content = read_json(path, remedy)
+    with well_formed(path, remedy):
+        for record in content["per_video"]:
+            _check_record(record)
+        return _manifest(content["per_video"], content["settings"])
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the record that lies beside a shard: "record" as in the manifest, "settings", and with newer versions the
+    "candidates" as (seconds of the source, of the target, reason or None), and "file" and "bytes" of the video.
+
+    Raises:
+        InputError: the file is missing, damaged, or no such record.
+    """
+    remedy = "delete it and run `fp-lightning pairs` with --resume"
+    content = read_json(path, remedy)
+    with well_formed(path, remedy):
+        _check_record(content["record"])
+        for source, target, reason in content.get("candidates", []):
+            if not math.isfinite(source + target) or not isinstance(reason, str | None):
+                raise ValueError(f"candidate at {source!r} and {target!r} s with the reason {reason!r}")
+        for key, kind in (("settings", dict), ("file", str | None), ("bytes", int | None)):
+            if not isinstance(content.get(key), kind):
+                raise TypeError(f"{key} is {content.get(key)!r}")
+        return content
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Raise one of `files.MALFORMED` unless this is a record as `write_manifest` takes it."""
+    video, pairs, rejected, error = (record[key] for key in ("video", "pairs", "rejected", "error"))
+    if not isinstance(video, str) or not isinstance(error, str | None):
+        raise TypeError(f"video {video!r} with error {error!r}")
+    for count in (pairs, *rejected.values()):
+        if type(count) is not int or not 0 <= count < MOST:
+            raise ValueError(f"a count of {count!r} for {video}")
 
 
 class PairStore:
@@ -117,12 +167,13 @@ class PairStore:
         self.root = str(root)
         remedy = f"build some with `fp-lightning pairs VIDEOS --out {root}`"
         try:
-            manifest = json.loads(self._local(MANIFEST, fresh=True).read_text())
-            counts = {record["video"]: record["pairs"] for record in manifest["per_video"]}
+            path = self._local(MANIFEST, fresh=True)
+            path.stat()
         except FileNotFoundError as error:
             raise InputError(f"no pairs in {root} (no {MANIFEST}); {remedy}") from error
-        except (OSError, ImportError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ImportError, ValueError) as error:
             raise InputError(f"{root} cannot be read as pairs ({type(error).__name__}: {error}); {remedy}") from error
+        counts = {record["video"]: record["pairs"] for record in read_manifest(path)["per_video"]}
         self.videos = [video for video, count in counts.items() for _ in range(count)]  # the video of each pair
         self._inner = [index for count in counts.values() for index in range(count)]
         if not self.videos:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import read_json
-from fp_lightning.pairs.shards import FOLDER, MANIFEST, shard_path
+from fp_lightning.pairs.shards import FOLDER, MANIFEST, read_manifest, read_record, shard_path
 
 Record = dict[str, Any]
 
@@ -42,12 +41,14 @@ class StoredVideos:
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         self.out = out
         self.videos: dict[str, StoredVideo] = {}
-        manifest = read_json(out / MANIFEST) if (out / MANIFEST).exists() else {"per_video": []}
-        built_with = [manifest["settings"]] if "settings" in manifest else []
-        for record in manifest["per_video"]:
-            self.videos[record["video"]] = StoredVideo(record, real_path(record["video"]), None)
+        built_with = []
+        if (out / MANIFEST).exists():
+            manifest = read_manifest(out / MANIFEST)
+            built_with.append(manifest["settings"])
+            for record in manifest["per_video"]:
+                self.videos[record["video"]] = StoredVideo(record, real_path(record["video"]), None)
         for path in sorted((out / FOLDER).glob("*.json")):
-            saved = read_json(path)
+            saved = read_record(path)
             built_with.append(saved["settings"])
             name = saved["record"]["video"]
             self.videos[name] = StoredVideo(saved["record"], saved.get("file") or real_path(name), saved.get("bytes"))

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import read_json, write_text
+from fp_lightning.files import read_json, well_formed, write_text
 from fp_lightning.training.recipe_files import recipe_path
 
 BASE = "base"  # the arm that adds no recipe
@@ -179,17 +179,21 @@ def found(out: str | Path) -> list[Run]:
     runs = []
     for settings in sorted(Path(out).glob("*/seed-*/sweep.json")):
         folder, words = settings.parent, read_json(settings)
+        with well_formed(settings):
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise TypeError(f"the words of a command are {words!r}")
         runs.append(Run(folder.parent.name, int(folder.name.removeprefix("seed-")), folder, tuple(words)))
     return runs
 
 
 def collect(runs: Iterable[Run]) -> list[Row]:
     """Return a row for every finished run; nested metrics get dotted names, other values than numbers are left out."""
-    return [
-        {"arm": run.arm, "seed": run.seed, **dict(_numbers(read_json(run.metrics)))}
-        for run in runs
-        if run.metrics.is_file()
-    ]
+    rows = []
+    for run in runs:
+        if run.metrics.is_file():
+            with well_formed(run.metrics):
+                rows.append({"arm": run.arm, "seed": run.seed, **dict(_numbers(read_json(run.metrics)))})
+    return rows
 
 
 def _numbers(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

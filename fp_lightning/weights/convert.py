@@ -25,7 +25,15 @@ from fp_lightning.model.svd.specialise import idle_weights
 from fp_lightning.model.svd.unet import FramePainterUNet
 from fp_lightning.model.trainable import ADAPTER
 from fp_lightning.weights.checkpoints import complete, read_checkpoint, trained_weights
-from fp_lightning.weights.folders import STEMS, empty_networks, open_part, read_index, read_json, write_index
+from fp_lightning.weights.folders import (
+    STEMS,
+    empty_networks,
+    empty_part,
+    open_part,
+    read_index,
+    read_json,
+    write_index,
+)
 from fp_lightning.weights.model_card import model_card, pipeline_settings
 from fp_lightning.weights.tensorfiles import StoredTensor, check_weights, open_tensors, plain_names, write_tensors
 
@@ -177,11 +185,10 @@ def convert_pipeline(pipeline: str, out: str | Path, dtype: torch.dtype | None =
         raise InputError(
             f"{pipeline} has {config.get('attention')} attention; the released files need matching attention"
         )
-    with torch.device("meta"):
-        networks = {
-            "unet": FramePainterUNet.from_config(config),
-            "control_encoder": ControlEncoder.from_config(read_json(folder / "control_encoder" / "config.json")),
-        }
+    networks = {
+        "unet": empty_part(folder, "unet", FramePainterUNet.from_config),
+        "control_encoder": empty_part(folder, "control_encoder", ControlEncoder.from_config),
+    }
     weights = {part: open_part(folder, part) for part in RELEASED}
     check_weights(networks, weights, pipeline)
     weights["unet"] = {name.replace(_BRANCH, _RELEASED_BRANCH): tensor for name, tensor in weights["unet"].items()}

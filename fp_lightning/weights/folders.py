@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +84,36 @@ def empty_networks(folder: Path, attention: Mapping[str, Any] | None = None) -> 
     Raises:
         InputError: a configuration is missing or unreadable.
     """
-    configs = {part: read_json(folder / part / "config.json") for part in ("unet", "vae", "image_encoder")}
-    with torch.device("meta"):
-        unet = FramePainterUNet.from_config({**configs["unet"], **(attention or {})})
-        if (folder / "control_encoder" / "config.json").is_file():
-            control = ControlEncoder.from_config(read_json(folder / "control_encoder" / "config.json"))
-        else:
+    unet = empty_part(folder, "unet", lambda config: FramePainterUNet.from_config({**config, **(attention or {})}))
+    if (folder / "control_encoder" / "config.json").is_file():
+        control = empty_part(folder, "control_encoder", ControlEncoder.from_config)
+    else:
+        with torch.device("meta"):
             control = ControlEncoder(out_channels=unet.config.block_out_channels[0])
-        vae = AutoencoderKLTemporalDecoder.from_config(configs["vae"])
-        image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(configs["image_encoder"]))
-    return {"unet": unet, "control_encoder": control, "vae": vae, "image_encoder": image_encoder}
+    return {
+        "unet": unet,
+        "control_encoder": control,
+        "vae": empty_part(folder, "vae", AutoencoderKLTemporalDecoder.from_config),
+        "image_encoder": empty_part(
+            folder, "image_encoder", lambda config: CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(config))
+        ),
+    }
+
+
+def empty_part(folder: Path, part: str, build: Callable[[dict[str, Any]], nn.Module]) -> Any:
+    """Build a part of a folder on the meta device from the content of its config.json.
+
+    Raises:
+        InputError: the configuration is missing, unreadable, or makes no network.
+    """
+    path = folder / part / "config.json"
+    config = read_json(path)
+    try:
+        with torch.device("meta"):
+            return build(config)
+    except Exception as error:  # diffusers and transformers raise many types on wrong settings
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[: files.LONGEST]}"
+        raise InputError(f"{path} describes no network ({reason}); download or copy the folder again") from error
 
 
 def open_part(folder: Path, part: str, variant: str | None = None) -> dict[str, StoredTensor]:

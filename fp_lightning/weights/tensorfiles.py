@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import read_json, written_beside
+from fp_lightning.files import read_json, well_formed, written_beside
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -98,10 +98,12 @@ def open_weights(folder: str | Path, stem: str, variant: str | None = None) -> d
 
 def _shards(index: Path) -> list[str]:
     """Return the files that an index lists."""
-    try:
-        return sorted(set(read_json(index)["weight_map"].values()))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f'{index} lists no weights in "weight_map"; download or copy it again') from error
+    with well_formed(index, "download or copy it again"):
+        shards = sorted(set(read_json(index)["weight_map"].values()))
+        outside = next((shard for shard in shards if Path(shard).name != shard), None)
+        if outside is not None:
+            raise ValueError(f"the weights {outside!r} are not beside it")
+        return shards
 
 
 def write_tensors(path: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None = None) -> None:

@@ -3,11 +3,11 @@
 `FP_LIGHTNING_FUZZ=200 pytest tests/media/test_video_fuzz.py -s` tries 200 and prints the outcomes.
 """
 
-import os
 from collections import Counter
 
 import numpy as np
 import pytest
+from damage import COUNT, damaged
 from films import levels, write_film
 from PIL import Image
 
@@ -15,7 +15,6 @@ from fp_lightning.errors import InputError
 from fp_lightning.media.decoding import Film, opened
 from fp_lightning.media.video import duration, stream_frames
 
-COUNT = int(os.environ.get("FP_LIGHTNING_FUZZ", "40"))
 SIZE = (32, 48)
 INTERLACED = {"x264-params": "tff=1", "flags": "+ildct+ilme"}
 LIMIT = 1000  # decoded frames of a video of 12; how long decoding takes depends on nothing else
@@ -41,30 +40,6 @@ def originals(tmp_path_factory):
     frames = [Image.fromarray(image) for image in images]
     frames[0].save(paths[-1], save_all=True, append_images=frames[1:], duration=100)
     return [(path.suffix, path.read_bytes()) for path in paths]
-
-
-def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """Flip bytes, cut off, remove or repeat a part, or write extreme numbers into the first or last kilobyte."""
-    changed = bytearray(data)
-    kind = rng.integers(5)
-    if kind == 0:
-        for _ in range(rng.integers(1, 30)):
-            changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
-    elif kind == 1:
-        del changed[rng.integers(len(changed)) :]
-    elif kind == 2:
-        begin = rng.integers(len(changed))
-        del changed[begin : begin + rng.integers(1, 2000)]
-    elif kind == 3:
-        begin = rng.integers(len(changed))
-        changed[begin:begin] = changed[begin : begin + rng.integers(1, 2000)]
-    else:
-        for _ in range(rng.integers(1, 6)):
-            place = rng.integers(min(1024, len(changed) - 8))
-            place = place if rng.integers(2) else len(changed) - 8 - place
-            value = (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", bytes(4), b"\x80\x00\x00\x00")[rng.integers(4)]
-            changed[place : place + 4] = value
-    return bytes(changed)
 
 
 def outcome(path) -> str:

@@ -101,10 +101,12 @@ def test_a_manifest_without_pairs_is_no_pairs(tmp_path):
         PairStore(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{}", "no json", '{"per_video": [{}]}'])
+@pytest.mark.parametrize("text", ["{}", "[]", "no json", '{"per_video": [{}]}'])
 def test_a_damaged_manifest_is_one_line(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)
-    with pytest.raises(InputError, match="cannot be read as pairs"):
+    with pytest.raises(
+        InputError, match=r"manifest.json (is not readable JSON|has content that does not fit).*--resume"
+    ):
         PairStore(tmp_path)
 
 

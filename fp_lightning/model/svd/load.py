@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
 from fp_lightning.errors import InputError
+from fp_lightning.files import well_formed
 from fp_lightning.model.control import ControlEncoder
 from fp_lightning.model.matching import AttentionKind, MatchQueries
 from fp_lightning.model.svd.prior import SVDPrior
@@ -91,7 +93,8 @@ def load_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if weights == "random":
-            unet = FramePainterUNet.from_config(config, attention=attention, match_queries=match_queries)
+            with _explained(folder, "unet"):
+                unet = FramePainterUNet.from_config(config, attention=attention, match_queries=match_queries)
             for parameter in unet.conv_out.parameters():
                 nn.init.zeros_(parameter)
         elif saved:
@@ -106,7 +109,8 @@ def load_backbone(
                 ControlEncoder, folder, "control_encoder", variant=variant, torch_dtype=torch.float32
             )
         elif control_config.is_file():
-            control_encoder = ControlEncoder.from_config(ControlEncoder.load_config(control_config.parent))
+            with _explained(folder, "control_encoder"):
+                control_encoder = ControlEncoder.from_config(ControlEncoder.load_config(control_config.parent))
         else:
             control_encoder = ControlEncoder(out_channels=unet.config.block_out_channels[0])
     return Backbone(
@@ -134,12 +138,18 @@ def saved_settings(model: str) -> dict[str, Any] | None:
         return None
     try:
         index = DiffusionPipeline.load_config(folder)
-    except Exception as error:  # as in _load
+    except Exception as error:  # as in _explained
         raise InputError(
             f"{folder} has the unet of an editor but no readable model_index.json; save the editor again"
         ) from error
-    unet_settings = {name: config[name] for name in ("attention", "match_queries")}
-    return unet_settings | {name: index[name] for name in ("control_frames", "control_factor", "size")}
+    with well_formed(Path(folder) / "model_index.json", "save the editor again"):
+        height, width = map(int, index["size"])
+        unet_settings = {name: config[name] for name in ("attention", "match_queries")}
+        return (
+            unet_settings
+            | {name: index[name] for name in ("control_frames", "control_factor")}
+            | {"size": [height, width]}
+        )
 
 
 def local_folder(model: str, patterns: Sequence[str], example: str = SVD, **kwargs: Any) -> Path:
@@ -170,12 +180,10 @@ def _load(kind: Any, folder: str, part: str, **kwargs) -> Any:
     Raises:
         InputError: the part cannot be loaded, or its weight file lacks tensors.
     """
-    try:
+    with _explained(folder, part, kwargs.get("variant")):
         if part == "scheduler":
             return kind.from_pretrained(folder, subfolder=part)
         loaded, info = kind.from_pretrained(folder, subfolder=part, output_loading_info=True, **kwargs)
-    except Exception as error:  # diffusers, transformers, safetensors and the hub each raise their own kinds
-        raise InputError(_explain(folder, part, kwargs.get("variant"), error)) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(
@@ -187,10 +195,20 @@ def _load(kind: Any, folder: str, part: str, **kwargs) -> Any:
 
 def _load_config(folder: str) -> dict[str, Any]:
     """Return the configuration of the U-Net."""
+    with _explained(folder, "unet"):
+        config = UNetSpatioTemporalConditionModel.load_config(folder, subfolder="unet")
+        if not isinstance(config, dict):
+            raise TypeError(f"config.json holds a {type(config).__name__}, not names and values")
+        return config
+
+
+@contextmanager
+def _explained(folder: str, part: str, variant: str | None = None) -> Iterator[None]:
+    """Turn every error of loading a part into an InputError."""
     try:
-        return UNetSpatioTemporalConditionModel.load_config(folder, subfolder="unet")
-    except Exception as error:  # as in _load
-        raise InputError(_explain(folder, "unet", None, error)) from error
+        yield
+    except Exception as error:  # diffusers, transformers, safetensors and the hub each raise their own kinds
+        raise InputError(_explain(folder, part, variant, error)) from error
 
 
 def _explain(folder: str, part: str, variant: str | None, error: Exception, example: str = SVD) -> str:
