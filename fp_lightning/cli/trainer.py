@@ -23,7 +23,6 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from fp_lightning.cli.commands import TRAINER_COMMANDS
 from fp_lightning.cli.names import MODE, protect_options, protect_recipes, protect_values, restore
 from fp_lightning.cli.run_folder import as_recipe, fill_seeds, find_checkpoint, protected
 from fp_lightning.errors import InputError
@@ -49,6 +48,11 @@ class RunConfig(SaveConfigCallback):
 
 class EditCLI(LightningCLI):
     """Command-line arguments win over what a checkpoint remembers: its hyper-parameters are not read."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The command of `sys.argv` alone: building the parsers of all commands takes seconds."""
+        return {sys.argv[1]: LightningCLI.subcommands()[sys.argv[1]]}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
@@ -140,7 +144,7 @@ def _cli(kind: type[EditCLI]) -> EditCLI:
     protect_recipes()
     always = [glob.escape(str(RUN_RECIPE))]
     common = {"parser_mode": MODE, "exit_on_error": False, "allow_abbrev": False}
-    subcommands = {name: {**common, "default_config_files": always} for name in TRAINER_COMMANDS}
+    command = {sys.argv[1]: {**common, "default_config_files": always}}
     return kind(
         L.LightningModule,
         L.LightningDataModule,
@@ -149,7 +153,7 @@ def _cli(kind: type[EditCLI]) -> EditCLI:
         seed_everything_default=0,
         save_config_callback=RunConfig,
         save_config_kwargs={"save_to_log_dir": False},
-        parser_kwargs={"prog": "fp-lightning", **common, **subcommands},
+        parser_kwargs={"prog": "fp-lightning", **common, **command},
     )
 
 
