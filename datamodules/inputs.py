@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from fp_lightning.errors import InputError
 from fp_lightning.media.edits import SUFFIX, Edit, read_edit
-from fp_lightning.media.images import ROW, squeeze
+from fp_lightning.media.images import squeeze
 from fp_lightning.media.reading import image_endings, named_files, read_image, remedy
 from fp_lightning.media.shapes import CLEARLY, squeeze_factor
 from fp_lightning.signals.combine import SIGNALS
@@ -149,19 +147,3 @@ def tell_squeezed(images: Sequence[InputImage], sizes: Sequence[tuple[int, int]]
             "--data.size auto chooses a size for each photo",
             *(len(changed), len(images), image.path, *image.size, height, width),
         )
-
-
-def read_points(path: Path) -> Any:
-    """Read the value of "points" in a JSON file. `drags` checks and scales it.
-
-    Raises:
-        InputError: the file is not JSON or has no "points".
-    """
-    form = f'it must be {{"points": [{ROW}, …]}} in pixels of the upright image'
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}); {form}") from error
-    if not isinstance(content, dict) or "points" not in content:
-        raise InputError(f'{path} has no "points"; {form}')
-    return content["points"]

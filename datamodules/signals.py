@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from torch import Tensor
 
-from datamodules.inputs import InputImage, read_points
+from datamodules.inputs import InputImage
 from fp_lightning.errors import InputError
-from fp_lightning.media.images import coarse_image, drags, strokes
+from fp_lightning.media.images import coarse_image, drags, read_points, strokes
 from fp_lightning.media.reading import image_endings, read_image
 from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.combine import SIGNALS, SignalName, signal_fields

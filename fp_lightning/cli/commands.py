@@ -17,6 +17,7 @@ COMMANDS = {  # name: (help, module, function)
     "sweep": ("run recipes × seeds, resume them, and put their metrics into one table", "training", "sweep"),
     "evaluate": ("score folders of images from any system on the same pairs, side by side", "evaluation", "evaluate"),
     "benchmark": ("hold pairs out: a list with hashes, and inputs for other systems", "evaluation", "benchmark"),
+    "baseline": ("edit the photos of a benchmark with another method", "baseline", "baseline"),
     "study": ("compare two systems by people: build the page, score the answers", "evaluation", "study"),
     "demo": ("start the interactive editor, a web page and a service", "demo", "demo"),
     "bench": ("measure speed, memory and accuracy against references", "training", "bench"),

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import write_atomic, write_text
+from fp_lightning.files import well_formed, write_atomic, write_text
 from fp_lightning.media.images import drags, region_mask, squeeze
 from fp_lightning.media.pictures import encode
 from fp_lightning.media.reading import read_image
@@ -131,6 +132,23 @@ class DragExamples:
             return [[*begin, *end] for begin, end in ends]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); download it again") from error
+
+    def region(self, index: int) -> Path | NDArray[np.bool_] | None:
+        """Return the pixels that the benchmark lets an edit change: a file, a mask [H, W], or None.
+
+        Raises:
+            InputError: the annotation is damaged.
+        """
+        path = _annotation(self.sources[index])
+        assert path is not None
+        if path.suffix != ".pkl":
+            mask = path.with_name("mask.png")
+            return mask if mask.is_file() else None
+        with well_formed(path, "download it again"):
+            mask = load_plain(path).get("mask")
+            if mask is not None and np.asarray(mask).shape != self.size(index):
+                raise ValueError(f"its mask has the shape {np.asarray(mask).shape}, its photo {self.size(index)}")
+            return None if mask is None else np.asarray(mask) > 0
 
     def __getitem__(self, index: int) -> EditBatch:
         path = self.sources[index]

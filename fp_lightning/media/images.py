@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,6 +146,22 @@ def coarse_image(
     if edited == original:
         warn(name, "is equal to its photo: it changes nothing")
     return squeeze(edited.convert("RGB"), size).float() / 255
+
+
+def read_points(path: Path) -> Any:
+    """Read the value of "points" in a JSON file. `drags` checks and scales it.
+
+    Raises:
+        InputError: the file is not JSON or has no "points".
+    """
+    form = f'it must be {{"points": [{ROW}, …]}} in pixels of the upright image'
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}); {form}") from error
+    if not isinstance(content, dict) or "points" not in content:
+        raise InputError(f'{path} has no "points"; {form}')
+    return content["points"]
 
 
 def drags(points: Any, image_size: tuple[int, int], size: tuple[int, int], name: str = "points") -> Tensor:

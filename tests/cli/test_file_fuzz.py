@@ -17,14 +17,13 @@ import yaml
 from damage import COUNT, damaged, misshapen
 from PIL import Image
 
-from datamodules.inputs import read_points
 from fp_lightning.cli.main import main
 from fp_lightning.errors import InputError
 from fp_lightning.evaluation.examples import DragExamples, PairExamples
 from fp_lightning.evaluation.study import build_study
 from fp_lightning.inference.pipeline import FramePainterPipeline
 from fp_lightning.media.edits import Edit, read_edit
-from fp_lightning.media.images import drags
+from fp_lightning.media.images import drags, read_points
 from fp_lightning.model.build import build_editor
 from fp_lightning.pairs.heldout import write_list
 from fp_lightning.pairs.preview import write_preview

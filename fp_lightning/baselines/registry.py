@@ -1,0 +1,109 @@
+"""The baselines by name: what each edits by, and how it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from diffusers import ControlNetModel
+from torch import Tensor
+
+from fp_lightning.baselines.drag_diffusion import DragDiffusion
+from fp_lightning.baselines.example import Example
+from fp_lightning.baselines.floors import Copy, Warp
+from fp_lightning.baselines.masactrl import MasaCtrl
+from fp_lightning.baselines.sde_drag import SdeDrag
+from fp_lightning.baselines.stable_diffusion import load_part, load_stable_diffusion
+from fp_lightning.errors import InputError
+
+
+class Baseline(Protocol):
+    """A method: a photo with its signal and region → the edited photo."""
+
+    def cost(self, example: Example) -> int:
+        """Return how many network evaluations one example takes at most."""
+
+    def __call__(self, example: Example, generator: torch.Generator) -> Tensor:
+        """Return the edited photo [3, H, W] in [-1, 1] at the example's size."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a baseline is built.
+
+    Attributes:
+        models: folders in diffusers' format, in the order of `Entry.models`.
+        steps: noise levels; None for the method's own number.
+        dtype: type of the networks.
+        device: device of the networks.
+    """
+
+    models: Sequence[str] = ()
+    steps: int | None = None
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A baseline that can be chosen.
+
+    Attributes:
+        build: makes it.
+        signal: what it edits by: "sketch", "coarse", "points", or "" for none.
+        models: what its model folders hold.
+        half: whether it may run in half precision.
+    """
+
+    build: Callable[[Options], Baseline]
+    signal: Literal["sketch", "coarse", "points", ""]
+    models: tuple[str, ...] = ()
+    half: bool = True
+
+
+def _given(options: Options) -> dict[str, Any]:
+    return {} if options.steps is None else {"steps": options.steps}
+
+
+def _drag_diffusion(options: Options) -> Baseline:
+    sd = load_stable_diffusion(options.models[0], 4, options.dtype, options.device)
+    return DragDiffusion(sd, **_given(options))
+
+
+def _sde_drag(options: Options) -> Baseline:
+    return SdeDrag(load_stable_diffusion(options.models[0], 4, options.dtype, options.device), **_given(options))
+
+
+def _masactrl(options: Options) -> Baseline:
+    sd = load_stable_diffusion(options.models[0], 4, options.dtype, options.device)
+    folder = Path(options.models[1])
+    control = load_part(ControlNetModel, folder.parent, folder.name, options.dtype).to(options.device)
+    return MasaCtrl(sd, control, **_given(options))
+
+
+SD = "Stable Diffusion 1.5"
+BASELINES: dict[str, Entry] = {
+    "copy": Entry(lambda options: Copy(), ""),
+    "warp": Entry(lambda options: Warp(), "points"),
+    "masactrl": Entry(_masactrl, "sketch", (SD, "its scribble ControlNet")),
+    "drag_diffusion": Entry(_drag_diffusion, "points", (SD,), half=False),
+    "sde_drag": Entry(_sde_drag, "points", (SD,)),
+}
+
+
+def build_baseline(name: str, options: Options) -> Baseline:
+    """Build the baseline called `name`, a key of `BASELINES`.
+
+    Raises:
+        InputError: a model folder is not given, missing or damaged, or an option does not fit.
+    """
+    entry = BASELINES[name]
+    if len(options.models) != len(entry.models):
+        wanted = " and ".join(entry.models) or "no model"
+        raise InputError(f"{name} needs {len(entry.models)} --model folders ({wanted}), got {len(options.models)}")
+    if options.dtype is not torch.float32 and not entry.half:
+        raise InputError(f"{name} optimises in float32; leave out --dtype")
+    return entry.build(options)

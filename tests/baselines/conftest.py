@@ -1,0 +1,54 @@
+"""A folder of Stable Diffusion with tiny random networks."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from fp_lightning.baselines.stable_diffusion import load_stable_diffusion
+
+WIDTHS = (32, 32, 32, 32)
+UNET = {
+    "block_out_channels": WIDTHS,
+    "layers_per_block": 2,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+    "norm_num_groups": 8,
+}
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sd")
+    torch.manual_seed(0)
+    up = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
+    UNet2DConditionModel(sample_size=8, **UNET, up_block_types=up).save_pretrained(folder / "unet")
+    AutoencoderKL(
+        block_out_channels=WIDTHS,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        norm_num_groups=8,
+    ).save_pretrained(folder / "vae")
+    names = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>"]
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CLIPTextModel(CLIPTextConfig(vocab_size=len(names), bos_token_id=0, eos_token_id=1, **sizes)).save_pretrained(
+        folder / "text_encoder"
+    )
+    words = tmp_path_factory.mktemp("words")
+    (words / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
+    (words / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(words / "vocab.json"), str(words / "merges.txt"), model_max_length=77)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    control = ControlNetModel(**UNET, conditioning_embedding_out_channels=(8, 8, 8, 8))
+    for parameter in control.parameters():  # its output layers start at zero
+        torch.nn.init.normal_(parameter, std=0.3)
+    control.save_pretrained(folder / "scribble")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd(sd_folder):
+    return load_stable_diffusion(sd_folder)

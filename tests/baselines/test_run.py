@@ -1,0 +1,97 @@
+"""The command, from inputs to files that `evaluate` takes."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fp_lightning.baselines.example import find_drags, find_files
+from fp_lightning.baselines.registry import BASELINES
+from fp_lightning.cli.main import main
+from fp_lightning.errors import InputError
+
+SIZE = (96, 60)  # width, height
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    for name in ("a", "b"):
+        pixels = np.random.default_rng(len(name)).integers(0, 255, (6, 8, 3), np.uint8)
+        Image.fromarray(pixels).resize(SIZE).save(folder / f"{name}.png")
+        (folder / f"{name}.points.json").write_text(json.dumps({"points": [[20, 20, 60, 30]]}))
+        drawn = Image.new("RGB", SIZE)
+        drawn.paste("white", (30, 10, 50, 14))
+        drawn.save(folder / f"{name}.sketch.png")
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["fp-lightning", "baseline", *map(str, words)])
+        status = main()
+        return status, capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"drag_diffusion"}))
+def test_every_method_writes_photos_of_their_size(name, inputs, tmp_path, run, sd_folder):
+    models = [sd_folder, sd_folder / "scribble"][: len(BASELINES[name].models)]
+    options = ["--model", *models, "--steps", 10, "--area", 64 * 64] if models else []
+    status, said = run(name, "--inputs", inputs, "--out", tmp_path / name, *options)
+    assert status == 0, said.err
+    for file in ("a.png", "b.png"):
+        assert Image.open(tmp_path / name / file).size == SIZE
+    assert "2 edited photos" in said.out and "network evaluations" in said.err
+
+
+def test_written_photos_are_kept(inputs, tmp_path, run):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.png").write_bytes(b"mine")
+    status, said = run("copy", "--inputs", inputs, "--out", out)
+    assert status == 0 and "1 edited photos" in said.out and "are kept" in said.err
+    assert (out / "a.png").read_bytes() == b"mine"
+    assert np.array_equal(np.asarray(Image.open(out / "b.png")).shape, (60, 96, 3))
+
+
+def test_regions_beside_photos_are_used(inputs):
+    mask = Image.new("L", SIZE)
+    mask.paste(255, (10, 10, 70, 50))
+    mask.save(inputs / "a.mask.png")
+    given, derived = (each.read(64 * 64, 32) for each in find_files(inputs, "points"))
+    assert 0.3 < given.region.float().mean() < 0.5 != derived.region.float().mean()
+    assert given.size == derived.size and given.size[0] < given.size[1]
+
+
+def test_a_drag_benchmark_is_read_with_its_region(inputs, tmp_path):
+    folder = tmp_path / "bench" / "cat"
+    folder.mkdir(parents=True)
+    (inputs / "a.png").rename(folder / "input.png")
+    (inputs / "a.points.json").rename(folder / "points.json")
+    Image.new("L", SIZE, 255).save(folder / "mask.png")
+    (found,) = find_drags(tmp_path / "bench")
+    example = found.read(64 * 64, 32)
+    assert found.name == "cat" and example.points.shape == (1, 4) and example.region.all()
+
+
+def test_bad_input_is_one_line(inputs, tmp_path, run, sd_folder):
+    out = tmp_path / "out"
+    for words, match in (
+        (["sde_drag", "--inputs", inputs], "sde_drag needs 1 --model folders (Stable Diffusion 1.5), got 0"),
+        (["masactrl", "--inputs", inputs, "--model", sd_folder], "needs 2 --model folders"),
+        (["sde_drag", "--inputs", inputs, "--model", tmp_path / "no"], "is not a folder"),
+        (["sde_drag", "--inputs", inputs, "--model", sd_folder, "--steps", 7], "--steps must divide 1000, got 7"),
+        (["drag_diffusion", "--inputs", inputs, "--model", sd_folder, "--dtype", "float16"], "optimises in float32"),
+        (["warp", "--inputs", tmp_path / "no"], "is not a folder"),
+    ):
+        status, said = run(*words, "--out", out)
+        assert status == 1 and match in said.err.splitlines()[-1] and "Traceback" not in said.err
+    (inputs / "a.points.json").unlink()
+    with pytest.raises(InputError, match=r"1 photos of .* have no NAME.points.json: a.png"):
+        find_files(inputs, "points")
