@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -11,9 +11,11 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor
 
+from fp_lightning.baselines import drag_diffusion, sde_drag
 from fp_lightning.baselines.drag_diffusion import DragDiffusion
 from fp_lightning.baselines.example import Example
 from fp_lightning.baselines.floors import Copy, Warp
+from fp_lightning.baselines.lora import LoraSettings
 from fp_lightning.baselines.masactrl import MasaCtrl
 from fp_lightning.baselines.sde_drag import SdeDrag
 from fp_lightning.baselines.stable_diffusion import load_part, load_stable_diffusion
@@ -37,12 +39,14 @@ class Options:
     Attributes:
         models: folders in diffusers' format, in the order of `Entry.models`.
         steps: noise levels; None for the method's own number.
+        lora_steps: training steps of the adapters on each photo; None for the method's own number.
         dtype: type of the networks.
         device: device of the networks.
     """
 
     models: Sequence[str] = ()
     steps: int | None = None
+    lora_steps: int | None = None
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
 
@@ -64,17 +68,22 @@ class Entry:
     half: bool = True
 
 
-def _given(options: Options) -> dict[str, Any]:
-    return {} if options.steps is None else {"steps": options.steps}
+def _given(options: Options, lora: LoraSettings | None = None) -> dict[str, Any]:
+    """Return the arguments that differ from the method's own."""
+    given: dict[str, Any] = {} if options.steps is None else {"steps": options.steps}
+    if lora is not None and options.lora_steps is not None:
+        given["lora"] = replace(lora, steps=options.lora_steps)
+    return given
 
 
 def _drag_diffusion(options: Options) -> Baseline:
     sd = load_stable_diffusion(options.models[0], 4, options.dtype, options.device)
-    return DragDiffusion(sd, **_given(options))
+    return DragDiffusion(sd, **_given(options, drag_diffusion.LORA))
 
 
 def _sde_drag(options: Options) -> Baseline:
-    return SdeDrag(load_stable_diffusion(options.models[0], 4, options.dtype, options.device), **_given(options))
+    sd = load_stable_diffusion(options.models[0], 4, options.dtype, options.device)
+    return SdeDrag(sd, **_given(options, sde_drag.LORA))
 
 
 def _masactrl(options: Options) -> Baseline:
@@ -104,6 +113,8 @@ def build_baseline(name: str, options: Options) -> Baseline:
     if len(options.models) != len(entry.models):
         wanted = " and ".join(entry.models) or "no model"
         raise InputError(f"{name} needs {len(entry.models)} --model folders ({wanted}), got {len(options.models)}")
+    if options.lora_steps is not None and options.lora_steps < 0:
+        raise InputError(f"--lora-steps must be 0 or more, got {options.lora_steps}")
     if options.dtype is not torch.float32 and not entry.half:
         raise InputError(f"{name} optimises in float32; leave out --dtype")
     return entry.build(options)

@@ -1,6 +1,7 @@
 """The command, from inputs to files that `evaluate` takes."""
 
 import json
+import pickle
 import sys
 
 import numpy as np
@@ -39,10 +40,10 @@ def run(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"drag_diffusion"}))
+@pytest.mark.parametrize("name", BASELINES)
 def test_every_method_writes_photos_of_their_size(name, inputs, tmp_path, run, sd_folder):
     models = [sd_folder, sd_folder / "scribble"][: len(BASELINES[name].models)]
-    options = ["--model", *models, "--steps", 10, "--area", 64 * 64] if models else []
+    options = ["--model", *models, "--steps", 10, "--lora-steps", 1, "--area", 64 * 64] if models else []
     status, said = run(name, "--inputs", inputs, "--out", tmp_path / name, *options)
     assert status == 0, said.err
     for file in ("a.png", "b.png"):
@@ -80,6 +81,23 @@ def test_a_drag_benchmark_is_read_with_its_region(inputs, tmp_path):
     assert found.name == "cat" and example.points.shape == (1, 4) and example.region.all()
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_mask_of_dragbench_is_its_region(inputs, tmp_path, fits):
+    folder = tmp_path / "bench" / "animals" / "cat"
+    folder.mkdir(parents=True)
+    (inputs / "a.png").rename(folder / "original_image.png")
+    mask = np.zeros(SIZE[::-1] if fits else SIZE, np.uint8)
+    mask[20:40] = 1
+    data = {"prompt": "a cat", "mask": mask, "points": [[20, 20], [60, 30]]}
+    (folder / "meta_data.pkl").write_bytes(pickle.dumps(data))
+    if not fits:
+        with pytest.raises(InputError, match=r"its mask has the shape \(96, 60\), its photo \(60, 96\)"):
+            find_drags(tmp_path / "bench")
+        return
+    example = find_drags(tmp_path / "bench")[0].read(64 * 64, 32)
+    assert example.region.float().mean() == pytest.approx(20 / 60, abs=0.05)
+
+
 def test_bad_input_is_one_line(inputs, tmp_path, run, sd_folder):
     out = tmp_path / "out"
     for words, match in (
@@ -88,6 +106,7 @@ def test_bad_input_is_one_line(inputs, tmp_path, run, sd_folder):
         (["sde_drag", "--inputs", inputs, "--model", tmp_path / "no"], "is not a folder"),
         (["sde_drag", "--inputs", inputs, "--model", sd_folder, "--steps", 7], "--steps must divide 1000, got 7"),
         (["drag_diffusion", "--inputs", inputs, "--model", sd_folder, "--dtype", "float16"], "optimises in float32"),
+        (["sde_drag", "--inputs", inputs, "--model", sd_folder, "--lora-steps", -1], "--lora-steps must be 0 or more"),
         (["warp", "--inputs", tmp_path / "no"], "is not a folder"),
     ):
         status, said = run(*words, "--out", out)
