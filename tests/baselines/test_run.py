@@ -40,7 +40,7 @@ def run(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"drag_diffusion"}))  # it takes 20 s; see test_methods
 def test_every_method_writes_photos_of_their_size(name, inputs, tmp_path, run, sd_folder):
     models = [sd_folder, sd_folder / "scribble"][: len(BASELINES[name].models)]
     options = ["--model", *models, "--steps", 10, "--lora-steps", 1, "--area", 64 * 64] if models else []
