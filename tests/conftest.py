@@ -86,7 +86,7 @@ def small_vae() -> AutoencoderKLTemporalDecoder:
     """The tiny build's VAE with a third of its width."""
     vae = AutoencoderKLTemporalDecoder.from_config({**tiny_vae().config, "block_out_channels": (32, 32, 32)})
     with torch.no_grad():
-        vae.quant_conv.bias[8:] = -6
+        vae.quant_conv.bias[16:] = -6
     return vae
 
 

@@ -60,7 +60,7 @@ def quickstart(
     side, few = 256, list[object]()  # px of the pairs, which training shrinks to 64
     if not videos:
         side, few = 128, ["--pairs-per-video", 3, "--candidates", 12, "--min-gap", 1.5, "--largest", 180]
-        shown = ["--size", side, side, "--motion", 0.35, 0.6, "--radius", 0.13, 0.2, "--detail", 0.15]
+        shown = ["--size", side, side, "--motion", 0.35, 0.6, "--radius", 0.13, 0.2, "--detail", 0.15, "--clarity", 1]
         step("clips", "clips", out / "clips", "--count", clips, *shown)
         videos = [str(out / "clips")]
     step("pairs", "pairs", *videos, "--out", out / "pairs", "--size", side, side, *few)
@@ -69,9 +69,9 @@ def quickstart(
     step("benchmark", "benchmark", "--pairs", out / "pairs", "--count", count, "--out", out / "heldout")
     half = ["--trainer.max_steps", steps, "--trainer.val_check_interval", max(1, steps // 2)]
     start = ["--config", "cached", "--model.editor.weights", weights, "--model.warmup", 50]
-    start += ["--model.editor.augmentation_draws", 1]
+    start += ["--model.editor.augmentation_draws", 1, "--model.optimizer", "muon"]
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has none
-    if capabilities.get("amx_bf16"):  # on other CPUs bfloat16 is the slower one
+    if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"):  # on other CPUs bfloat16 is the slower one
         start += ["--trainer.precision", "bf16-mixed"]
     data = ["--data.batch_size", 8, "--data.flip", "true"]
     step("fit", "fit", *RECIPES, *start, *run, *data, *half)

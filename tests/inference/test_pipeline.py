@@ -211,7 +211,7 @@ def test_output_types_are_the_same_image(pipe):
     assert array.shape == (40, 50, 3) and np.array_equal((array * 255).round().astype(np.uint8), pil)
     assert torch.equal(tensor.movedim(0, -1), torch.from_numpy(array))
     latents = run(output_type="latent").images
-    assert latents.shape == (1, 2, 8, 16, 16)
+    assert latents.shape == (1, 2, 16, 16, 16)
     assert torch.equal(run(output_type="latent", return_dict=False)[0], latents)
 
 

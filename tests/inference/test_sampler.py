@@ -29,7 +29,7 @@ def condition_of(editor, batch):
 
 def test_guidance_at_scale_one_is_no_guidance():
     editor, batch = make_editor(), make_batch(1)
-    condition, x, sigma = condition_of(editor, batch), torch.randn(1, 2, 8, 16, 16), torch.tensor(2.0)
+    condition, x, sigma = condition_of(editor, batch), torch.randn(1, 2, 16, 16, 16), torch.tensor(2.0)
     with torch.no_grad():
         plain = editor.denoise(x, sigma.expand(1), condition)[0]
         assert torch.equal(guided(editor, condition, [1.0])(x, sigma, 0), plain)
@@ -38,7 +38,7 @@ def test_guidance_at_scale_one_is_no_guidance():
 @pytest.mark.parametrize(("scale", "points"), [(0.0, None), (0.5, 3), (3.0, 3)])
 def test_guidance_mixes_both_halves(scale, points):
     editor, batch = make_editor(), make_batch(2, points=points)
-    condition, x, sigma = condition_of(editor, batch), torch.randn(2, 2, 8, 16, 16), torch.tensor(2.0)
+    condition, x, sigma = condition_of(editor, batch), torch.randn(2, 2, 16, 16, 16), torch.tensor(2.0)
     with torch.no_grad():
         conditional = editor.denoise(x, sigma.expand(2), condition)[0]
         unconditional = editor.denoise(x, sigma.expand(2), condition.unconditional())[0]
@@ -48,7 +48,7 @@ def test_guidance_mixes_both_halves(scale, points):
 
 def test_unconditional_half_does_not_depend_on_the_control():
     editor, batch = make_editor(), make_batch(2)
-    x, sigma = torch.randn(1, 2, 8, 16, 16), torch.ones(1)
+    x, sigma = torch.randn(1, 2, 16, 16, 16), torch.ones(1)
     both = [
         EditBatch(source=batch.source[:1], control=control, name=["a"])
         for control in (batch.control[:1], batch.control[1:])
@@ -60,7 +60,7 @@ def test_unconditional_half_does_not_depend_on_the_control():
 
 def test_unconditional_half_does_not_depend_on_the_points():
     editor, batch = make_editor(), replace(make_batch(1, size=32, points=3), control=None)
-    x, sigma = torch.randn(1, 2, 8, 8, 8), torch.ones(1)
+    x, sigma = torch.randn(1, 2, 16, 8, 8), torch.ones(1)
     conditions = [condition_of(editor, b) for b in (batch, replace(batch, points=batch.points.roll(1, -1)))]
     with torch.no_grad():
         first, second, unconditional, conditional = (
@@ -156,7 +156,7 @@ def test_invalid_settings_are_named(options, message):
 
 def test_the_finest_blocks_over_fresh_deep_features_are_the_whole_network():
     editor, batch = make_editor(), make_batch(1, points=2)
-    condition, x, sigma = condition_of(editor, batch), torch.randn(1, 2, 8, 16, 16), torch.ones(1)
+    condition, x, sigma = condition_of(editor, batch), torch.randn(1, 2, 16, 16, 16), torch.ones(1)
     deep = DeepFeatures()
     with torch.no_grad():
         whole = editor.denoise(x, sigma, condition, deep=deep)[0]

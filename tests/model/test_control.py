@@ -42,7 +42,7 @@ def after_first_block(editor, control_scale: float):
     batch = make_batch(1)
     with torch.no_grad():
         condition = editor.condition(batch, torch.zeros_like(batch.source), torch.full((1,), 0.02), control_scale)
-        x = torch.randn(1, 2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(1, 2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
         editor.denoise(x, torch.ones(1), condition)
     hook.remove()
     return seen["x"]

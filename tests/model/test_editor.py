@@ -110,7 +110,7 @@ def of_sample(condition: Condition, i: int) -> Condition:
 @pytest.mark.parametrize("points", [None, 3])
 def test_batch_of_two_is_two_batches_of_one(points):
     editor, batch = make_editor(), make_batch(2, points=points)
-    x = torch.randn(2, 2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     sigma, noise = torch.tensor([0.5, 3.0]), torch.zeros_like(batch.source)
     with torch.no_grad():
         whole = editor.condition(batch, noise, torch.full((2,), 0.02))
@@ -123,7 +123,7 @@ def test_batch_of_two_is_two_batches_of_one(points):
 def denoised(editor, batch: EditBatch, control_scale: float = 1.0) -> torch.Tensor:
     """Call the denoiser once, always with the same noise."""
     count, (height, width) = len(batch), batch.source.shape[-2:]
-    x = torch.randn(count, 2, 8, height // 4, width // 4, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(count, 2, 16, height // 4, width // 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         condition = editor.condition(batch, torch.zeros_like(batch.source), torch.full((count,), 0.02), control_scale)
         return editor.denoise(x, torch.ones(count), condition)[0]
@@ -213,7 +213,7 @@ def test_points_without_validity_are_valid():
 def test_dropped_control_drops_points():
     editor, batch = make_editor(), make_batch(2, size=32, points=3)
     none, first = torch.zeros(2, dtype=torch.bool), torch.tensor([True, False])
-    x, sigma = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2)
+    x, sigma = torch.randn(2, 2, 16, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2)
     with torch.no_grad():
         with_control, bare = (
             editor.condition(b, torch.zeros_like(batch.source), torch.full((2,), 0.02))
@@ -250,7 +250,7 @@ def test_dropout_frequencies():
     batch = make_batch(1)
     batch = type(batch).cat([batch] * 50)
     editor.prior.embed = lambda source: torch.ones(len(source), 1, 32)
-    editor.encode = lambda image: torch.ones(len(image), 8, 16, 16)
+    editor.encode = lambda image: torch.ones(len(image), 16, 16, 16)
 
     def record(x, sigma, condition, correspondence=None):
         seen.append(

@@ -39,7 +39,7 @@ def test_network_starts_as_svd():
     """The output of the U-Net with the branch is bit-identical to SVD's."""
     torch.manual_seed(0)
     plain = tiny_unet().eval()
-    args = torch.randn(2, 2, 16, 16, 16), torch.rand(2), torch.randn(2, 1, 32), torch.rand(2, 3)
+    args = torch.randn(2, 2, 32, 16, 16), torch.rand(2), torch.randn(2, 1, 32), torch.rand(2, 3)
     with torch.no_grad():
         before = plain(*args, return_dict=False)[0]
         install_attention(plain, "matching")

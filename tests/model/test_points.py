@@ -143,7 +143,7 @@ def make_unet(attention: str = "matching") -> FramePainterUNet:
 def inputs(height: int = 8, width: int = 16) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(0)
     return (
-        torch.randn(1, 2, 16, height, width, generator=g),
+        torch.randn(1, 2, 32, height, width, generator=g),
         torch.rand(1, generator=g),
         torch.randn(1, 1, 32, generator=g),
         torch.rand(1, 3, generator=g),

@@ -16,7 +16,7 @@ from fp_lightning.model.tiny import tiny_unet, tiny_vae
 
 def inputs(videos: int = 2, frames: int = 2, tokens: int = 1, size: int = 16):
     g = torch.Generator().manual_seed(0)
-    sample = torch.randn(videos, frames, 16, size, size, generator=g)
+    sample = torch.randn(videos, frames, 32, size, size, generator=g)
     token = torch.randn(videos, tokens, 32, generator=g)
     return sample, torch.rand(videos, generator=g), token, torch.rand(videos, 3, generator=g)
 
@@ -78,7 +78,7 @@ def test_half_precision_is_as_near_to_the_truth_as_before():
 
 def test_temporal_decoder_output_is_the_same():
     torch.manual_seed(0)
-    vae, latents = tiny_vae().eval(), torch.randn(4, 8, 16, 16)
+    vae, latents = tiny_vae().eval(), torch.randn(4, 16, 16, 16)
     with torch.no_grad():
         before = vae.decode(latents, num_frames=2).sample
         specialise(vae.decoder)

@@ -126,7 +126,7 @@ def test_other_attention_than_temporal_is_refused(attention):
 def test_the_plain_network_computes_the_same(prior, frames):
     trained, plain = prior.editor.prior.unet, plain_unet(prior.editor.prior.unet).eval()
     assert type(plain) is UNetSpatioTemporalConditionModel
-    args = torch.randn(2, frames, 16, 8, 8), torch.rand(2), torch.randn(2, 1, 32), torch.rand(2, 3)
+    args = torch.randn(2, frames, 32, 8, 8), torch.rand(2), torch.randn(2, 1, 32), torch.rand(2, 3)
     torch.testing.assert_close(trained(*args)[0], plain(*args, return_dict=False)[0], rtol=1e-4, atol=1e-5)
 
 
