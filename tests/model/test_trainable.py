@@ -178,7 +178,7 @@ def test_adapters_load_in_diffusers_and_give_the_same(tmp_path):
     plain = Network.from_config(base.config)
     plain.load_state_dict(base.state_dict())
     generator = torch.Generator().manual_seed(0)
-    sample, level = torch.randn(1, 2, 16, 8, 8, generator=generator), torch.tensor([0.3])
+    sample, level = torch.randn(1, 2, 32, 8, 8, generator=generator), torch.tensor([0.3])
     rest = torch.randn(1, 1, 32, generator=generator), torch.tensor([[6.0, 128.0, 0.02]])
     with torch.no_grad():
         expected = module.editor.prior.unet.eval()(sample, level, *rest)[0]
