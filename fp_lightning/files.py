@@ -172,8 +172,12 @@ def well_formed(path: object, remedy: str = "delete it, or copy it again") -> It
     except InputError:
         raise
     except MALFORMED as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}".rstrip(": ")
-        raise InputError(f"{path} has content that does not fit ({reason}); {remedy}") from error
+        raise InputError(f"{path} has content that does not fit ({reason(error)}); {remedy}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return the class and the message of another library's error on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}".rstrip(": ")
 
 
 def require_writable(folder: Path, option: str) -> None:

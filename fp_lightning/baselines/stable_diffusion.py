@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fp_lightning.errors import InputError
-from fp_lightning.files import LONGEST, read_json
+from fp_lightning.files import read_json, reason
 
 STRIDE = 8  # pixels per latent
 TRAIN_STEPS, FIRST, LAST = 1000, 0.00085, 0.012  # of Stable Diffusion's noise schedule, linear in √β
@@ -179,8 +179,7 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = No
     try:
         loaded = kind.from_pretrained(folder, subfolder=part, local_files_only=True, **options)
     except Exception as error:  # diffusers, transformers and safetensors each raise their own kinds
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"
-        raise InputError(f"{folder / part} cannot be loaded ({reason}); download the folder again") from error
+        raise InputError(f"{folder / part} cannot be loaded ({reason(error)}); download the folder again") from error
     return loaded if dtype is None else loaded.eval().requires_grad_(False)
 
 

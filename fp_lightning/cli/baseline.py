@@ -15,7 +15,7 @@ def baseline(arguments: list[str]) -> None:
 
     from fp_lightning.baselines.example import find_drags, find_files
     from fp_lightning.baselines.registry import BASELINES, Options, build_baseline
-    from fp_lightning.baselines.run import run_baseline
+    from fp_lightning.baselines.run import AREA, run_baseline
 
     parser = make_parser("baseline", "Edit photos with another method, for `fp-lightning evaluate`.")
     parser.add_argument("name", choices=sorted(BASELINES), help="the method")
@@ -27,7 +27,7 @@ def baseline(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, help="noise levels (default: as published)")
     parser.add_argument("--lora-steps", type=int, help="training steps on each photo (default: as published)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all noise")
-    parser.add_argument("--area", type=int, default=512 * 512, help="pixels at which the method works")
+    parser.add_argument("--area", type=int, default=AREA, help="pixels at which the method works")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the networks")
     options = parser.parse_args(arguments)

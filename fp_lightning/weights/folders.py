@@ -112,8 +112,9 @@ def empty_part(folder: Path, part: str, build: Callable[[dict[str, Any]], nn.Mod
         with torch.device("meta"):
             return build(config)
     except Exception as error:  # diffusers and transformers raise many types on wrong settings
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[: files.LONGEST]}"
-        raise InputError(f"{path} describes no network ({reason}); download or copy the folder again") from error
+        raise InputError(
+            f"{path} describes no network ({files.reason(error)}); download or copy the folder again"
+        ) from error
 
 
 def open_part(folder: Path, part: str, variant: str | None = None) -> dict[str, StoredTensor]:

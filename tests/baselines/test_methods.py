@@ -107,7 +107,7 @@ def test_hops_are_near_their_length_and_end_at_the_target():
     assert len(sde_drag.hops_of(torch.tensor([[0, 0, 1, 0]]), 2.0)) == 1
 
 
-def test_sde_drag_changes_the_region_alone(sd, dragged):
+def test_sde_drag_repeats_itself_by_seed_and_counts(sd, dragged):
     method = SdeDrag(sd, steps=20, level=0.5, radius=2, lora=NO_LORA)
     seen = []
     hook = sd.unet.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
