@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.inputs import InputImage, list_inputs, tell_squeezed
 from datamodules.loaders import EditLoader, EpochSampler, ResumableLoader, ShareSampler
 from datamodules.signals import SignalMix
 from datamodules.splits import SPLITS, Split, split_videos, spread, tell_fit
@@ -25,6 +24,7 @@ from fp_lightning.media.shapes import batches_of_one_size, nearest_size
 from fp_lightning.pairs.heldout import listed_pairs
 from fp_lightning.pairs.latents import LatentStore
 from fp_lightning.pairs.shards import PairStore
+from fp_lightning.signals.inputs import InputImage, list_inputs, tell_squeezed
 from fp_lightning.types import EditBatch, VideoPair, to_unit_range
 
 STAGES: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from torch import Tensor
 
-from datamodules.inputs import InputImage
 from fp_lightning.errors import InputError
 from fp_lightning.media.images import coarse_image, drags, read_points, strokes
-from fp_lightning.media.reading import image_endings, read_image
+from fp_lightning.media.reading import read_image
 from fp_lightning.signals.coarse import coarse_edit
 from fp_lightning.signals.combine import SIGNALS, SignalName, signal_fields
+from fp_lightning.signals.inputs import SIGNAL_FILES, InputImage
 from fp_lightning.signals.points import points
 from fp_lightning.signals.sketch import sketch
 from fp_lightning.types import VideoPair
@@ -66,7 +66,7 @@ class Sketch:
     """
 
     name: ClassVar[SignalName] = "sketch"
-    suffixes: ClassVar[tuple[str, ...]] = tuple(f".sketch{ending}" for ending in image_endings())
+    suffixes: ClassVar[tuple[str, ...]] = SIGNAL_FILES["sketch"]
     threshold: float = 2 / 512
     share: float = 0.06
     strain: float = 0.35
@@ -115,7 +115,7 @@ class Coarse:
     """
 
     name: ClassVar[SignalName] = "coarse"
-    suffixes: ClassVar[tuple[str, ...]] = tuple(f".coarse{ending}" for ending in image_endings())
+    suffixes: ClassVar[tuple[str, ...]] = SIGNAL_FILES["coarse"]
     cut_probability: float = 0.25
 
     def __post_init__(self) -> None:
@@ -143,7 +143,7 @@ class Points:
     """
 
     name: ClassVar[SignalName] = "points"
-    suffixes: ClassVar[tuple[str, ...]] = (".points.json",)
+    suffixes: ClassVar[tuple[str, ...]] = SIGNAL_FILES["points"]
     least: int = 1
     most: int = 20
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 
 from fp_lightning.errors import InputError
-from fp_lightning.evaluation.examples import DragExamples
+from fp_lightning.evaluation.benchmarks import DragExamples
 from fp_lightning.media.images import drags, read_points, region_mask, squeeze, strokes
-from fp_lightning.media.reading import image_endings, named_files, read_image
+from fp_lightning.media.reading import read_image
 from fp_lightning.media.shapes import nearest_size
+from fp_lightning.signals.combine import SignalName
+from fp_lightning.signals.inputs import REGIONS, SIGNAL_FILES, list_inputs
 from fp_lightning.types import to_unit_range
 
 MARGIN, AT = 64, 512  # px around the drags that may change, at this geometric mean of the sides
-SIGNALS = {"sketch": (".sketch.png",), "coarse": (".coarse.png",), "points": (".points.json",)}
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Example:
         points: drags [p, 4] as (x_src, y_src, x_tgt, y_tgt) in pixels.
         sketch: white strokes on black, [3, h, w] in {0, 1}.
         coarse: coarse edit with transparency, [4, h, w] in [0, 1].
+        full_size: (height, width) of the photo before it was resized; None if it was not.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Example:
     points: Tensor | None = None
     sketch: Tensor | None = None
     coarse: Tensor | None = None
+    full_size: tuple[int, int] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -52,22 +57,21 @@ class Example:
 
 @dataclass(frozen=True)
 class Files:
-    """The files of an example: the photo, its signals by name, and the region or None.
+    """Where an example is read from.
 
     Attributes:
+        name: its name.
+        photo: the photo.
+        signals: files of its signals, by name.
+        region: returns the pixels that may change for a photo of (height, width), bool [1, H, W], or None.
         rows: drags as a benchmark publishes them, instead of a file of points.
     """
 
     name: str
     photo: Path
     signals: dict[str, Path]
-    region: Path | NDArray[np.bool_] | None = None
+    region: Callable[[tuple[int, int]], Tensor | None] = lambda size: None
     rows: list[list[float]] | None = None
-
-    def full_size(self) -> tuple[int, int]:
-        """Return (height, width) of the upright photo in pixels."""
-        photo = read_image(self.photo)
-        return photo.height, photo.width
 
     def read(self, area: int, multiple: int) -> Example:
         """Read the example at about `area` pixels, with the photo's aspect and sides that are multiples of `multiple`.
@@ -79,7 +83,7 @@ class Files:
         full = photo.height, photo.width
         side = max(multiple, round(math.sqrt(area) / multiple) * multiple)
         size = nearest_size(full, (side, side), multiple)
-        example = Example(self.name, to_unit_range(squeeze(photo, size)))
+        example = Example(self.name, to_unit_range(squeeze(photo, size)), full_size=full)
         if self.rows is not None or "points" in self.signals:
             where = str(self.signals.get("points", self.photo))
             rows = self.rows if self.rows is not None else read_points(self.signals["points"])
@@ -91,21 +95,10 @@ class Files:
             path = self.signals["coarse"]
             coarse = read_image(path, keep_transparency=True).convert("RGBA").resize((size[1], size[0]))
             example = replace(example, coarse=torch.from_numpy(np.array(coarse)).permute(2, 0, 1) / 255)
-        if self.region is not None:
-            return replace(example, region=_resized(self._region(full), size))
+        region = self.region(full)
+        if region is not None:
+            return replace(example, region=F.interpolate(region[None].to(torch.uint8), size)[0].bool())
         return replace(example, region=None if example.points is None else drag_region(example.points, size))
-
-    def _region(self, full: tuple[int, int]) -> NDArray[np.bool_]:
-        if isinstance(self.region, Path):
-            return region_mask(read_image(self.region, keep_transparency=True), full, self.region)[0].numpy()
-        assert self.region is not None
-        return self.region
-
-
-def _resized(mask: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
-    """Resize a mask [H, W] to bool [1, h, w]."""
-    resized = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(resized) > 0)[None]
 
 
 def drag_region(points: Tensor, size: tuple[int, int]) -> Tensor:
@@ -128,34 +121,32 @@ def drag_region(points: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(canvas > 0)[None]
 
 
-def find_files(folder: Path, signal: str) -> list[Files]:
+def find_files(folder: Path, signal: SignalName | Literal[""]) -> list[Files]:
     """List the photos of a folder that have a signal beside them: NAME.png with NAME.sketch.png and so on.
 
     A region is NAME.region.png or NAME.mask.png, bright or opaque where the photo may change.
 
     Raises:
-        InputError: the folder is missing, or none of its photos has the signal.
+        InputError: the folder is missing, or one of its photos has no such signal.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; write one with `fp-lightning benchmark`")
-    endings, found, without = image_endings(), [], []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in endings or "." in path.stem:
-            continue
-        stem = path.with_name(path.stem)
-        signals = {name: files[0] for name, forms in SIGNALS.items() if (files := named_files([stem], forms))}
-        regions = named_files([stem], (".region.png", ".mask.png"))
+    found, without = [], []
+    for image in list_inputs(folder, "--inputs", regions=True):
+        if image.is_edit:
+            raise InputError(f"{image.path} is a saved edit; give its photo, with the signal as a file beside it")
+        signals = {name: path for name, forms in SIGNAL_FILES.items() if (path := image.beside(forms))}
         if signal and signal not in signals:
-            without.append(path.name)
-            continue
-        found.append(Files(path.stem, path, signals, regions[0] if regions else None))
+            without.append(image.path.name)
+        region = image.beside(REGIONS)
+        found.append(Files(image.name, image.path, signals, partial(_read_region, region)))
     if without:
-        wanted = SIGNALS[signal][0]
+        wanted = SIGNAL_FILES[signal][0]
         names = ", ".join(without[:3]) + (" and others" if len(without) > 3 else "")
         raise InputError(f"{len(without)} photos of {folder} have no NAME{wanted}: {names}; add it, or move them away")
-    if not found:
-        raise InputError(f"{folder} has no photos; write some with `fp-lightning benchmark`")
     return found
+
+
+def _read_region(path: Path | None, size: tuple[int, int]) -> Tensor | None:
+    return None if path is None else region_mask(read_image(path, keep_transparency=True), size, path)
 
 
 def find_drags(folder: Path) -> list[Files]:
@@ -165,7 +156,11 @@ def find_drags(folder: Path) -> list[Files]:
         InputError: there are none, or an annotation is damaged.
     """
     examples = DragExamples(folder)
+
+    def region(index: int, size: tuple[int, int]) -> Tensor | None:
+        return examples.region(index)
+
     return [
-        Files(name, examples.sources[index], {}, examples.region(index), examples.rows(index))
+        Files(name, examples.sources[index], {}, partial(region, index), examples.rows(index))
         for index, name in enumerate(examples.names)
     ]

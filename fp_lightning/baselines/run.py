@@ -47,6 +47,6 @@ def run_baseline(
         for each in left:
             example = each.read(area, multiple)
             edited = baseline(example, seeded_generator("baseline", seed, each.name))
-            write_atomic(out / f"{each.name}.png", encode(unsqueeze(edited, each.full_size())))
+            write_atomic(out / f"{each.name}.png", encode(unsqueeze(edited, example.full_size or example.size)))
             progress.advance(task)
     return len(left)

@@ -117,13 +117,14 @@ def add_examples(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose examples."""
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--pairs", metavar="DIR", help="folder of pairs, as `fp-lightning pairs` wrote it")
-    kind.add_argument("--drags", metavar="DIR", help="DragBench, VFD-Bench or ReD Bench, as published")
+    kind.add_argument("--drags", metavar="DIR", help="a drag benchmark as published, such as DragBench")
     parser.add_argument("--list", type=Path, metavar="FILE", help="use only the pairs of this list")
 
 
 def open_examples(options: dict[str, Any]) -> Any:
     """Open the examples that the options choose, and remove these options."""
-    from fp_lightning.evaluation.examples import DragExamples, PairExamples
+    from fp_lightning.evaluation.benchmarks import DragExamples
+    from fp_lightning.evaluation.examples import PairExamples
 
     pairs, drags, listed = (options.pop(name) for name in ("pairs", "drags", "list"))
     if drags and listed:

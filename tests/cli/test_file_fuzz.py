@@ -19,7 +19,8 @@ from PIL import Image
 
 from fp_lightning.cli.main import main
 from fp_lightning.errors import InputError
-from fp_lightning.evaluation.examples import DragExamples, PairExamples
+from fp_lightning.evaluation.benchmarks import DragExamples
+from fp_lightning.evaluation.examples import PairExamples
 from fp_lightning.evaluation.study import build_study
 from fp_lightning.inference.pipeline import FramePainterPipeline
 from fp_lightning.media.edits import Edit, read_edit

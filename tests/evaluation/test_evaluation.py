@@ -11,9 +11,11 @@ import torch
 from PIL import Image, ImageFilter
 
 from datamodules import SketchDataModule
+from fp_lightning.baselines.example import find_files
 from fp_lightning.errors import InputError
+from fp_lightning.evaluation.benchmarks import DragExamples, load_plain
 from fp_lightning.evaluation.compare import SOURCE, TARGET, evaluate
-from fp_lightning.evaluation.examples import DragExamples, PairExamples, load_plain, write_examples
+from fp_lightning.evaluation.examples import PairExamples, write_examples
 from fp_lightning.evaluation.study import QUESTIONS, build_study, score_study
 from fp_lightning.pairs.heldout import choose_pairs, write_list
 from fp_lightning.pairs.shards import PairStore, write_manifest, write_shard
@@ -202,18 +204,42 @@ def published(tmp_path):
     save(root / "train" / "original_image.png")
     operations = {"begin_points": [[5, 6]], "target_points": [[9, 6]]}
     (root / "train" / "instruction.json").write_text(json.dumps({"point_operations": operations}))
+    save(root / "1_0" / "origin_image.png")
+    save(root / "1_0" / "mask.png")
+    prompt = {"prompt": "a hill", "source": [[256, 128]], "target": [[512 / 48, 256]]}
+    (root / "1_0" / "prompt.json").write_text(json.dumps(prompt))
+    (root / "en" / "track" / "single").mkdir(parents=True)
+    save(root / "en" / "first_frame" / "7.jpg")
+    tracks = np.array([[[4, 5], [6, 7]], [[8, 5], [6, 9]], [[99, 5], [6, 11]]], float)  # the first leaves the picture
+    visible = np.array([[1, 1], [1, 1], [1, 0]], bool)
+    np.save(root / "en" / "track" / "single" / "7_tracks.npy", tracks)
+    np.save(root / "en" / "track" / "single" / "7_visibility.npy", visible)
     return root
 
 
 def test_published_layouts_are_read(published):
     examples = DragExamples(published)
-    assert examples.names == ["animals-cat", "deer", "train"]
-    batches = [examples[i] for i in range(3)]
-    assert batches[0].points.tolist() == [[[10, 12, 20, 12]]]
-    assert batches[1].points.tolist() == [[[5, 6, 7, 8], [1, 2, 3, 4]]]
-    assert batches[2].points.tolist() == [[[5, 6, 9, 6]]]
-    assert [batch.target is not None for batch in batches] == [False, True, False]
-    assert batches[1].moving.shape == (1, 1, 40, 48)
+    assert examples.names == ["1_0", "animals-cat", "deer", "en-single-7", "train"]
+    batches = {name: examples[i] for i, name in enumerate(examples.names)}
+    assert batches["animals-cat"].points.tolist() == [[[10, 12, 20, 12]]]
+    assert batches["deer"].points.tolist() == [[[5, 6, 7, 8], [1, 2, 3, 4]]]
+    assert batches["train"].points.tolist() == [[[5, 6, 9, 6]]]
+    assert batches["1_0"].points.tolist() == [[[24, 10, 1, 20]]]
+    assert batches["en-single-7"].points.tolist() == [[[4, 5, 8, 5], [6, 7, 6, 9]]]
+    assert [name for name, batch in batches.items() if batch.target is not None] == ["deer"]
+    assert batches["deer"].moving.shape == (1, 1, 40, 48)
+    assert [examples.region(i) is not None for i in range(5)] == [True, True, True, False, False]
+
+
+def test_the_inputs_of_a_benchmark_keep_its_regions(published, tmp_path):
+    examples = DragExamples(published)
+    write_examples(examples, tmp_path)
+    written = [name for name in examples.names if (tmp_path / f"{name}.region.png").is_file()]
+    assert written == ["1_0", "animals-cat", "deer"]
+    found = [each.region((40, 48)) for each in find_files(tmp_path, "points")]
+    for index, region in enumerate(found):
+        own = examples.region(index)
+        assert (region is None and own is None) or torch.equal(region, own)
 
 
 def test_drags_are_scored_without_targets(published, tmp_path):
@@ -221,8 +247,10 @@ def test_drags_are_scored_without_targets(published, tmp_path):
     save(tmp_path / "edits" / "animals" / "cat" / "dragged_image.png")
     save(tmp_path / "edits" / "deer.png")
     save(tmp_path / "edits" / "train" / "dragged_image.png")
+    for name in ("1_0", "en-single-7"):
+        save(tmp_path / "edits" / f"{name}.png")
     found = evaluate([tmp_path / "edits"], examples, tmp_path / "out")
-    moved = (10 + 8**0.5 + 4) / 3 * 512 / 48  # nothing has, so handles are as far off as they were to go
+    moved = (10 + 8**0.5 + 4 + 629**0.5 + 3) / 5 * 512 / 48  # nothing has, so handles are as far off as they were to go
     assert value(found, "edits", "drag_distance") == pytest.approx(moved, rel=1e-3)
 
 
@@ -237,7 +265,7 @@ def test_a_pickle_that_is_more_than_data_is_not_loaded(published, content, tmp_p
     path = published / "animals" / "cat" / "meta_data.pkl"
     path.write_bytes(content)
     with pytest.raises(InputError, match="meta_data.pkl is not loaded"):
-        DragExamples(published)[0]
+        DragExamples(published)[1]
     assert not (tmp_path / "EVIL").exists()
 
 
@@ -253,10 +281,13 @@ def test_a_damaged_or_empty_benchmark_is_an_input_error(published, tmp_path):
         DragExamples(tmp_path / "nowhere")
     (published / "deer" / "points.json").write_text('{"points": [[5, 6], [700, 8]]}')
     with pytest.raises(InputError, match="outside of its image"):
-        DragExamples(published)[1]
-    (published / "train" / "instruction.json").write_text("{}")
-    with pytest.raises(InputError, match="instruction.json is damaged"):
         DragExamples(published)[2]
+    (published / "train" / "instruction.json").write_text("{}")
+    with pytest.raises(
+        InputError,
+        match="instruction.json has content that does not fit .*KeyError: 'point_operations'.*download it again",
+    ):
+        DragExamples(published)[4]
 
 
 # The study

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image, ImageCms
 from profiles import cmyk_profile, curve, grey_profile, rgb_profile
 
-from datamodules.inputs import InputImage
 from fp_lightning.demo.uploads import Uploads
 from fp_lightning.errors import InputError
 from fp_lightning.evaluation.predictions import prediction
@@ -21,6 +20,7 @@ from fp_lightning.media import reading
 from fp_lightning.media.edits import Edit, parse_edit
 from fp_lightning.media.images import region_mask, squeeze, strokes
 from fp_lightning.media.reading import MAX_PIXELS, decode_image, normalised, read_image
+from fp_lightning.signals.inputs import InputImage
 
 SIZE = (48, 64)
 RAMP = np.tile(np.linspace(0, 65535, 64).round().astype(np.uint16), (48, 1))

@@ -1,4 +1,4 @@
-"""Read the input folder of `predict`: images with their signals beside them, and saved edits."""
+"""Read a folder of inputs: images with their signals beside them, and saved edits."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from fp_lightning.media.edits import SUFFIX, Edit, read_edit
 from fp_lightning.media.images import squeeze
 from fp_lightning.media.reading import image_endings, named_files, read_image, remedy
 from fp_lightning.media.shapes import CLEARLY, squeeze_factor
-from fp_lightning.signals.combine import SIGNALS
+from fp_lightning.signals.combine import SIGNALS, SignalName
 
 logger = logging.getLogger(__name__)
+SIGNAL_FILES: dict[SignalName, tuple[str, ...]] = {  # endings of the files beside NAME.jpg
+    "sketch": tuple(f".sketch{ending}" for ending in image_endings()),
+    "coarse": tuple(f".coarse{ending}" for ending in image_endings()),
+    "points": (".points.json",),
+}
+REGIONS = tuple(f".{name}{ending}" for name in ("region", "mask") for ending in image_endings())
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")  # in lower case; others are hidden by a leading dot
 
 
@@ -61,26 +67,31 @@ class InputImage:
         return paths[0] if paths else None
 
 
-def list_inputs(folder: str | None) -> list[InputImage]:
+def list_inputs(folder: str | Path | None, option: str = "data.inputs", regions: bool = False) -> list[InputImage]:
     """List the images and saved edits of a folder, sorted by file name.
 
     Hidden and system files are skipped. One warning names all other files that are left out.
+
+    Args:
+        folder: the folder.
+        option: the option that chooses it, for messages.
+        regions: whether the caller reads the regions beside the images; otherwise they are among the files left out.
 
     Raises:
         InputError: the folder is not set, is missing or has no image, an image is unreadable, or two share a name.
     """
     if folder is None:
         raise InputError(
-            "data.inputs is not set; set it to a folder of images with signals, such as photo.jpg, photo.sketch.png"
+            f"{option} is not set; set it to a folder of images with signals, such as photo.jpg, photo.sketch.png"
         )
     root = Path(folder)
     if not root.is_dir():
         raise InputError(
-            f"data.inputs is {folder}, which is not a folder; set it to a folder of images with their signals"
+            f"{option} is {folder}, which is not a folder; set it to a folder of images with their signals"
         )
     paths = sorted(p for p in root.iterdir() if not p.name.startswith(".") and p.name.lower() not in SYSTEM_FILES)
     chosen = [path for path in paths if path.is_file() and _is_input(path)]
-    left_out = _left_out(paths, chosen)
+    left_out = _left_out(paths, chosen, regions)
     if not chosen:
         found = f" ({left_out})" if left_out else ""
         raise InputError(
@@ -103,20 +114,26 @@ def _is_input(path: Path) -> bool:
 
 
 def _signal_of(path: Path) -> str | None:
-    """The NAME of NAME.signal.ending; None if a file is not named as a signal."""
+    """The NAME of NAME.signal.ending or NAME.region.png; None if a file is not named so."""
     stem = Path(path.stem)
-    return stem.stem if stem.suffix[1:] in SIGNALS else None
+    return stem.stem if stem.suffix[1:] in SIGNALS or _is_region(path) else None
 
 
-def _left_out(paths: Sequence[Path], chosen: Sequence[Path]) -> str:
+def _is_region(path: Path) -> bool:
+    return path.name.lower().endswith(REGIONS)
+
+
+def _left_out(paths: Sequence[Path], chosen: Sequence[Path], regions: bool) -> str:
     """Name the files that are neither inputs nor signals of one, with reasons; empty if there are none."""
     names = {path.name.removesuffix(SUFFIX) if path.name.endswith(SUFFIX) else path.stem for path in chosen}
     inputs, reasons = set(chosen), dict[str, list[str]]()
     for path in paths:
-        if path in inputs or (path.is_file() and _signal_of(path) in names):
+        if path in inputs or (path.is_file() and _signal_of(path) in names and (regions or not _is_region(path))):
             continue
         if path.is_dir():
             reason = "a folder"
+        elif _is_region(path) and not regions:
+            reason = "regions are for `fp-lightning baseline`"
         elif needed := remedy(path.suffix):
             reason = f"needs {needed}"
         elif _signal_of(path) is not None:
