@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,9 +21,8 @@ from fp_lightning.media.reading import read_image
 from fp_lightning.media.shapes import nearest_size
 from fp_lightning.signals.combine import SignalName
 from fp_lightning.signals.inputs import REGIONS, SIGNAL_FILES, list_inputs
+from fp_lightning.signals.region import drag_region
 from fp_lightning.types import to_unit_range
-
-MARGIN, AT = 64, 512  # px around the drags that may change, at this geometric mean of the sides
 
 
 @dataclass(frozen=True)
@@ -99,26 +97,6 @@ class Files:
         if region is not None:
             return replace(example, region=F.interpolate(region[None].to(torch.uint8), size)[0].bool())
         return replace(example, region=None if example.points is None else drag_region(example.points, size))
-
-
-def drag_region(points: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the region that drags may change: the convex hull of handles and targets, and `MARGIN` around it.
-
-    It is made from the inputs alone. A region from the true motion would tell a method where the object ends.
-
-    Args:
-        points: [p, 4] as (x_src, y_src, x_tgt, y_tgt) in pixels.
-        size: (height, width) in pixels.
-
-    Returns:
-        bool [1, h, w].
-    """
-    radius = round(MARGIN * math.sqrt(size[0] * size[1]) / AT)
-    canvas = np.zeros(size, np.uint8)
-    hull = cv2.convexHull(points.reshape(-1, 2).round().int().numpy())
-    cv2.fillConvexPoly(canvas, hull, 1)
-    cv2.polylines(canvas, [hull], True, 1, thickness=1 + 2 * radius)
-    return torch.from_numpy(canvas > 0)[None]
 
 
 def find_files(folder: Path, signal: SignalName | Literal[""]) -> list[Files]:

@@ -54,6 +54,8 @@ class DragExamples:
         InputError: there is no example, or two examples have the same name.
     """
 
+    regions = "The moving region is the benchmark's mask, where it publishes true targets."
+
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         found: dict[tuple[str, ...], tuple[Path, Layout]] = {}

@@ -26,6 +26,7 @@ from fp_lightning.evaluation.rows import ROWS, reasons
 from fp_lightning.evaluation.samples import ReportSample
 from fp_lightning.evaluation.scores import frechet_of_features
 from fp_lightning.files import write_text
+from fp_lightning.signals.region import RULE
 from fp_lightning.types import EditBatch, to_unit_range
 
 SOURCE, TARGET = "source, unedited", "true target"  # the target has scores that rest on estimated motion alone
@@ -63,7 +64,8 @@ def evaluate(
         max_samples: maximum number of examples in the report.
 
     Returns:
-        The content of comparison.json.
+        The content of comparison.json: that of `compare`, and "regions": which pixels the scores by region, and the
+        methods, went by.
 
     Raises:
         InputError: a folder or an image is missing, unreadable, duplicated or of another size, or a required metric
@@ -92,7 +94,7 @@ def evaluate(
             samples.append(_sample(batch, systems, images))
     for system in systems:
         system.result = system.metrics.compute()
-    comparison = compare(systems)
+    comparison = compare(systems) | {"regions": f"{examples.regions} {RULE}"}
     for system in systems:
         write_metrics(out / system.label, system.result)
     write_text(out / "comparison.json", json.dumps(comparison, indent=2) + "\n")
@@ -203,6 +205,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         lines.append(f"| {system} | " + " | ".join(cells) + " |")
     for reason, names in reasons(comparison["not_measured"]).items():
         lines += ["", f"Not measured: {', '.join(names)}: {reason}"]
+    lines += ["", comparison["regions"]]
     return "\n".join(lines) + "\n"
 
 

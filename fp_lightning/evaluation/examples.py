@@ -24,9 +24,15 @@ from fp_lightning.types import EditBatch, VideoPair, to_uint8, to_unit_range
 
 
 class Examples(Protocol):
-    """Numbered examples with unique names that are valid file names."""
+    """Numbered examples with unique names that are valid file names.
+
+    Attributes:
+        names: their names.
+        regions: a sentence that says which pixels the scores by region count.
+    """
 
     names: list[str]
+    regions: str
 
     def files(self, index: int) -> list[str]:
         """Paths in a folder of predictions, without suffix, at which the prediction may be stored."""
@@ -48,6 +54,8 @@ class PairExamples:
     Raises:
         InputError: there are no pairs, or the list does not match them.
     """
+
+    regions = "The moving region is where either flow of a pair is longer than 1 px at 512 px width."
 
     def __init__(self, root: str | Path, listed: Path | None = None) -> None:
         self.store = PairStore(root)

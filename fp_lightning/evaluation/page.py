@@ -23,7 +23,7 @@ def write_comparison_page(
     """Write the page.
 
     Args:
-        comparison: result of `fp_lightning.evaluation.compare.compare`.
+        comparison: the content of comparison.json, see `fp_lightning.evaluation.compare.evaluate`.
         samples: samples of the gallery; `others` holds the images of all systems but the first.
         rows: scores by system, then by image, for the distributions.
     """
@@ -39,6 +39,7 @@ def write_comparison_page(
         signals=list(PAPER),
         rows=[_row(name, comparison) for name in next(iter(comparison["systems"].values()))],
         missing=reasons(comparison["not_measured"]),
+        regions=comparison["regions"],
         distributions=[(label, histograms(rows[label])) for label in labels],
         **gallery(samples),
     )

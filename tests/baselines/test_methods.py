@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 
 from fp_lightning.baselines import sde_drag
 from fp_lightning.baselines.drag_diffusion import DragDiffusion, motion_loss, track
-from fp_lightning.baselines.example import Example, drag_region
+from fp_lightning.baselines.example import Example
 from fp_lightning.baselines.floors import Copy, Warp
 from fp_lightning.baselines.lora import LoraSettings, one_image_lora
 from fp_lightning.baselines.masactrl import MasaCtrl
 from fp_lightning.baselines.mutual import mutual_attention
 from fp_lightning.baselines.sde_drag import SdeDrag
 from fp_lightning.baselines.stable_diffusion import Ddim, late_blocks
+from fp_lightning.signals.region import drag_region
 
 NO_LORA = LoraSettings(steps=0)
 SIZE = (64, 64)

@@ -20,6 +20,7 @@ from fp_lightning.evaluation.study import QUESTIONS, build_study, score_study
 from fp_lightning.pairs.heldout import choose_pairs, write_list
 from fp_lightning.pairs.shards import PairStore, write_manifest, write_shard
 from fp_lightning.scenes.scene import Scene
+from fp_lightning.signals.region import RULE
 
 SIZE = 64
 
@@ -87,6 +88,8 @@ def test_everything_is_written(pairs, folders, tmp_path):
     text = (out / "comparison.md").read_text()
     assert "| noisy | " in text and "Not measured: lpips" in text
     page = (out / "report.html").read_text()
+    for stated in (text, page):
+        assert f"longer than 1 px at 512 px width. {RULE}" in stated
     assert page.count("<article") == 8
     assert "src=" in page and "http" not in page.replace("https://download.pytorch.org", "").replace("hf download", "")
 
