@@ -85,6 +85,8 @@ def test_saved_answers_survive_a_reload_and_are_scored(open_page, tmp_path):
             page.check(f"[name='{number}.{question}'][value={side}]")
         if number == 0:
             page.click("#next")
+            other = open_page(tmp_path / "study" / "study.html")  # storage is asynchronous between pages
+            other.wait_for_function("Object.values(localStorage).some(kept => kept.includes('quality'))")
             page.reload()
     assert page.inner_text("#position") == "2 of 2, 2 answered"
     with page.expect_download() as download:
