@@ -71,16 +71,20 @@ class Files:
     region: Callable[[tuple[int, int]], Tensor | None] = lambda size: None
     rows: list[list[float]] | None = None
 
-    def read(self, area: int, multiple: int) -> Example:
+    def read(self, area: int | None, multiple: int = 1) -> Example:
         """Read the example at about `area` pixels, with the photo's aspect and sides that are multiples of `multiple`.
+
+        If `area` is None, the photo keeps its size.
 
         Raises:
             InputError: a file cannot be read.
         """
         photo = read_image(self.photo)
         full = photo.height, photo.width
-        side = max(multiple, round(math.sqrt(area) / multiple) * multiple)
-        size = nearest_size(full, (side, side), multiple)
+        size = full
+        if area is not None:
+            side = max(multiple, round(math.sqrt(area) / multiple) * multiple)
+            size = nearest_size(full, (side, side), multiple)
         example = Example(self.name, to_unit_range(squeeze(photo, size)), full_size=full)
         if self.rows is not None or "points" in self.signals:
             where = str(self.signals.get("points", self.photo))

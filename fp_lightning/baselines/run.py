@@ -19,7 +19,12 @@ AREA, MULTIPLE = 512 * 512, 64  # pixels at which Stable Diffusion 1.x works, an
 
 
 def run_baseline(
-    baseline: Baseline, files: Sequence[Files], out: Path, seed: int = 0, area: int = AREA, multiple: int = MULTIPLE
+    baseline: Baseline,
+    files: Sequence[Files],
+    out: Path,
+    seed: int = 0,
+    area: int | None = AREA,
+    multiple: int = MULTIPLE,
 ) -> int:
     """Write NAME.png for every example that has none in `out` yet, and return how many were written.
 
@@ -28,7 +33,7 @@ def run_baseline(
         files: the examples, see `fp_lightning.baselines.example`.
         out: folder of the edited photos, at the sizes of the photos.
         seed: with a photo's name it decides all noise.
-        area: pixels of the resized photo.
+        area: pixels of the resized photo; None keeps its size.
         multiple: of both of its sides.
 
     Raises:

@@ -36,5 +36,6 @@ def baseline(arguments: list[str]) -> None:
     method = build_baseline(
         options.name, Options(options.model, options.steps, options.lora_steps, dtype, options.device)
     )
-    written = run_baseline(method, files, options.out, options.seed, options.area)
+    area = options.area if BASELINES[options.name].models else None  # only networks need their own size
+    written = run_baseline(method, files, options.out, options.seed, area)
     print(f"{written} edited photos in {options.out}")
