@@ -83,7 +83,7 @@ def load_image_prompt(unet: UNet2DConditionModel, folder: Path) -> ImagePrompt:
     """
     found = sorted(each for each in folder.glob("*") if each.suffix in (".bin", ".safetensors"))
     if len(found) != 1:
-        raise InputError(f"--model {folder} must hold one adapter, a .bin or .safetensors file, but holds {len(found)}")
+        raise InputError(f"--model {folder} must hold one adapter, such as ip_sd15_64.bin, but holds {len(found)}")
     encoder = load_part(CLIPVisionModelWithProjection, folder, "image_encoder", unet.dtype).to(unet.device)
     try:
         stored = _read(found[0])
@@ -97,7 +97,8 @@ def load_image_prompt(unet: UNet2DConditionModel, folder: Path) -> ImagePrompt:
         ) from error
     if sizes != wanted:
         raise InputError(
-            f"{found[0]} maps {sizes[0]} to {sizes[1]} features, but {wanted[0]} to {wanted[1]} are needed"
+            f"{found[0]} maps {sizes[0]} to {sizes[1]} features, but {wanted[0]} to {wanted[1]} are needed; "
+            "use the image_encoder and the Stable Diffusion that it was trained with"
         )
     for module in (projection, *processors.values()):
         if isinstance(module, nn.Module):

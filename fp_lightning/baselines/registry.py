@@ -131,5 +131,5 @@ def build_baseline(name: str, options: Options) -> Baseline:
     if options.lora_steps is not None and options.lora_steps < 0:
         raise InputError(f"--lora-steps must be 0 or more, got {options.lora_steps}")
     if options.dtype is not torch.float32 and not entry.half:
-        raise InputError(f"{name} optimises in float32; leave out --dtype")
+        raise InputError(f"{name} needs float32 for its gradients; leave out --dtype")
     return entry.build(options)

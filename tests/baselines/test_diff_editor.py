@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fp_lightning.baselines import diff_editor
 from fp_lightning.baselines.diff_editor import DiffEditor, cells_of, paste, phase
@@ -99,8 +100,15 @@ def test_it_samples_as_published(reference, inverted, region, adapter_folder):
     assert difference(found, reference["edited"]) < 1e-4
 
 
-def test_image_prompts_are_projected_as_published(reference, inverted, adapter_folder):
-    prompt = load_image_prompt(inverted[0].sd.unet, adapter_folder)
+@pytest.mark.parametrize("ending", [".bin", ".safetensors"])
+def test_image_prompts_are_projected_as_published(reference, inverted, adapter_folder, tmp_path, ending):
+    folder = shutil.copytree(adapter_folder, tmp_path / "adapter")
+    if ending == ".safetensors":
+        parts = torch.load(folder / "adapter.bin")
+        tensors = {f"{part}.{name}": each for part, group in parts.items() for name, each in group.items()}
+        save_file(tensors, folder / "adapter.safetensors")
+        (folder / "adapter.bin").unlink()
+    prompt = load_image_prompt(inverted[0].sd.unet, folder)
     assert difference(prompt.projection(pseudo_random((2, 9, 24), 5)), reference["tokens"]) < 1e-4
 
 
@@ -156,12 +164,19 @@ def test_image_prompts_tell_photos_from_each_other(sd, photo, adapter_folder):
     assert difference(guided[0], guided[1]) > 1e-4 < difference(guided[0], plain)
 
 
+def other_encoder(folder):
+    config = CLIPVisionConfig.from_pretrained(folder)
+    config.hidden_size = 8
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
         (lambda folder: (folder / "adapter.bin").unlink(), "must hold one adapter, .* but holds 0"),
         (lambda folder: torch.save({}, folder / "adapter.bin"), "is not an IP-Adapter Plus for this U-Net"),
         (lambda folder: (folder / "adapter.bin").write_bytes(b"no"), "is not an IP-Adapter Plus for this U-Net"),
+        (lambda folder: other_encoder(folder / "image_encoder"), "maps 24 to 16 features, but 8 to 16 are needed"),
         (lambda folder: shutil.rmtree(folder / "image_encoder"), "image_encoder cannot be loaded"),
     ],
 )
