@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from fp_lightning.baselines.example import Example
 from fp_lightning.baselines.lora import LoraSettings, one_image_lora
 from fp_lightning.baselines.mutual import mutual_attention
-from fp_lightning.baselines.stable_diffusion import Ddim, StableDiffusion
+from fp_lightning.baselines.stable_diffusion import Ddim, StableDiffusion, up_features
 
 LORA = LoraSettings(rank=16, steps=80, learning_rate=5e-4, batch=4, crop=True)
 REACHED = 2.0  # feature pixels between a handle and its target
@@ -65,7 +63,7 @@ class DragDiffusion:
             timestep = ddim.timesteps[-count]
 
             def features(x: Tensor) -> tuple[Tensor, Tensor]:
-                with up_features(sd.unet) as kept:
+                with up_features(sd.unet, 2) as kept:
                     noise = predict(x.to(sd.unet.dtype), timestep)
                 resized = F.interpolate(kept[0].float(), (size[0] // 2, size[1] // 2), mode="bilinear")
                 return ddim.step(x, noise.float(), timestep), resized
@@ -105,17 +103,6 @@ class DragDiffusion:
             x.grad = gradient
             optimizer.step()
         return x.detach()
-
-
-@contextmanager
-def up_features(unet: UNet2DConditionModel) -> Iterator[list[Tensor]]:
-    """Collect the outputs of the last but one up block: block 2 of Stable Diffusion 1.x, 640 channels at 1/8."""
-    kept: list[Tensor] = []
-    hook = unet.up_blocks[len(unet.up_blocks) - 2].register_forward_hook(lambda *call: kept.append(call[2]))
-    try:
-        yield kept
-    finally:
-        hook.remove()
 
 
 def track(first: Tensor, now: Tensor, start: Tensor, handles: Tensor, radius: int) -> Tensor:

@@ -1,17 +1,18 @@
-"""Mutual self-attention (MasaCtrl, Cao et al. 2023): an edited image attends to the source's keys and values."""
+"""Self-attention to a source image: instead of (MasaCtrl, Cao et al. 2023) or beside an edit's own tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from fp_lightning.baselines.stable_diffusion import late_blocks
+from fp_lightning.baselines.stable_diffusion import late_blocks, transformer_blocks
 
 
 class SourceKeys:
@@ -43,3 +44,40 @@ def mutual_attention(unet: UNet2DConditionModel) -> Iterator[None]:
     finally:
         for attention, processor in zip(changed, kept, strict=True):
             attention.processor = processor
+
+
+@contextmanager
+def kept_tokens(unet: UNet2DConditionModel) -> Iterator[list[Tensor]]:
+    """Collect the inputs [b, n, c] of the self-attention of all up blocks, in the order in which they run."""
+    kept: list[Tensor] = []
+    with _before_attention(unet, lambda index, tokens, options: kept.append(tokens)):
+        yield kept
+
+
+@contextmanager
+def joined_tokens(unet: UNet2DConditionModel, source: list[Tensor]) -> Iterator[None]:
+    """In this block the self-attention of all up blocks also sees `source`, see `kept_tokens`, after its own tokens."""
+
+    def join(index: int, tokens: Tensor, options: dict[str, Any]) -> tuple[tuple[Tensor], dict[str, Any]]:
+        beside = source[index].to(tokens).expand(len(tokens), -1, -1)
+        return (tokens,), options | {"encoder_hidden_states": torch.cat([tokens, beside], 1)}
+
+    with _before_attention(unet, join):
+        yield
+
+
+@contextmanager
+def _before_attention(unet: UNet2DConditionModel, call: Callable[[int, Tensor, dict[str, Any]], Any]) -> Iterator[None]:
+    """Call with (index, tokens, options) before the self-attention of each up block; a result replaces its inputs."""
+    blocks = [block for name, block in transformer_blocks(unet) if name.startswith("up_blocks.")]
+    hooks = [
+        block.attn1.register_forward_pre_hook(
+            lambda _, args, options, index=index: call(index, args[0], options), with_kwargs=True
+        )
+        for index, block in enumerate(blocks)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

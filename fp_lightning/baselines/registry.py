@@ -12,9 +12,11 @@ from diffusers import ControlNetModel
 from torch import Tensor
 
 from fp_lightning.baselines import drag_diffusion, sde_drag
+from fp_lightning.baselines.diff_editor import DiffEditor
 from fp_lightning.baselines.drag_diffusion import DragDiffusion
 from fp_lightning.baselines.example import Example
 from fp_lightning.baselines.floors import Copy, Warp
+from fp_lightning.baselines.image_prompt import load_image_prompt
 from fp_lightning.baselines.lora import LoraSettings
 from fp_lightning.baselines.masactrl import MasaCtrl
 from fp_lightning.baselines.sde_drag import SdeDrag
@@ -59,12 +61,14 @@ class Entry:
         build: makes it.
         signal: what it edits by: "sketch", "coarse", "points", or "" for none.
         models: what its model folders hold.
+        optional: what further model folders may hold.
         half: whether it may run in half precision.
     """
 
     build: Callable[[Options], Baseline]
     signal: Literal["sketch", "coarse", "points", ""]
     models: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     half: bool = True
 
 
@@ -86,6 +90,12 @@ def _sde_drag(options: Options) -> Baseline:
     return SdeDrag(sd, **_given(options, sde_drag.LORA))
 
 
+def _diff_editor(options: Options) -> Baseline:
+    sd = load_stable_diffusion(options.models[0], 4, options.dtype, options.device)
+    prompts = [load_image_prompt(sd.unet, Path(folder)) for folder in options.models[1:]]
+    return DiffEditor(sd, image_prompt=prompts[0] if prompts else None, **_given(options))
+
+
 def _masactrl(options: Options) -> Baseline:
     sd = load_stable_diffusion(options.models[0], 4, options.dtype, options.device)
     folder = Path(options.models[1])
@@ -99,6 +109,7 @@ BASELINES: dict[str, Entry] = {
     "warp": Entry(lambda options: Warp(), "points"),
     "masactrl": Entry(_masactrl, "sketch", (SD, "its scribble ControlNet")),
     "drag_diffusion": Entry(_drag_diffusion, "points", (SD,), half=False),
+    "diff_editor": Entry(_diff_editor, "points", (SD,), ("its image prompt",), half=False),
     "sde_drag": Entry(_sde_drag, "points", (SD,)),
 }
 
@@ -110,11 +121,15 @@ def build_baseline(name: str, options: Options) -> Baseline:
         InputError: a model folder is not given, missing or damaged, or an option does not fit.
     """
     entry = BASELINES[name]
-    if len(options.models) != len(entry.models):
+    least, most = len(entry.models), len(entry.models + entry.optional)
+    if not least <= len(options.models) <= most:
         wanted = " and ".join(entry.models) or "no model"
-        raise InputError(f"{name} needs {len(entry.models)} --model folders ({wanted}), got {len(options.models)}")
+        if entry.optional:
+            wanted += ", and if you like " + " and ".join(entry.optional)
+        count = f"{least} to {most}" if most > least else least
+        raise InputError(f"{name} needs {count} --model folders ({wanted}), got {len(options.models)}")
     if options.lora_steps is not None and options.lora_steps < 0:
         raise InputError(f"--lora-steps must be 0 or more, got {options.lora_steps}")
     if options.dtype is not torch.float32 and not entry.half:
-        raise InputError(f"{name} optimises in float32; leave out --dtype")
+        raise InputError(f"{name} needs float32 for its gradients; leave out --dtype")
     return entry.build(options)

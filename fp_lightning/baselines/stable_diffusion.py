@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,15 @@ def late_blocks(unet: UNet2DConditionModel) -> list[tuple[str, BasicTransformerB
     last = len(unet.up_blocks)
     wanted = tuple(f"up_blocks.{index}." for index in (last - 2, last - 1))
     return [(name, block) for name, block in transformer_blocks(unet) if name.startswith(wanted)]
+
+
+@contextmanager
+def up_features(unet: UNet2DConditionModel, *blocks: int) -> Iterator[list[Tensor]]:
+    """Collect the outputs of up blocks. In Stable Diffusion 1.x, 1 has 1280 channels at 1/16 and 2 has 640 at 1/8."""
+    kept: list[Tensor] = []
+    hooks = [unet.up_blocks[block].register_forward_hook(lambda *call: kept.append(call[2])) for block in blocks]
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -5,9 +5,17 @@ import json
 import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from fp_lightning.baselines.stable_diffusion import load_stable_diffusion
+
+from .networks import formula
 
 WIDTHS = (32, 32, 32, 32)
 UNET = {
@@ -52,3 +60,25 @@ def sd_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def sd(sd_folder):
     return load_stable_diffusion(sd_folder)
+
+
+@pytest.fixture(scope="session")
+def adapter_folder(tmp_path_factory):
+    """An IP-Adapter Plus of four tokens for the U-Net of `sd_folder`."""
+    folder = tmp_path_factory.mktemp("adapter")
+    shapes = {"latents": (1, 4, 16)}
+    shapes |= {"proj_in.weight": (16, 24), "proj_in.bias": (16,), "proj_out.weight": (16, 16), "proj_out.bias": (16,)}
+    shapes |= {"norm_out.weight": (16,), "norm_out.bias": (16,)}
+    for layer in [f"layers.{number}" for number in range(4)]:
+        norms = ("0.norm1", "0.norm2", "1.0")
+        shapes |= {f"{layer}.{name}.{kind}": (16,) for name in norms for kind in ("weight", "bias")}
+        shapes |= {f"{layer}.0.to_q.weight": (128, 16), f"{layer}.0.to_kv.weight": (256, 16)}
+        shapes |= {f"{layer}.0.to_out.weight": (16, 128)}
+        shapes |= {f"{layer}.1.1.weight": (64, 16), f"{layer}.1.3.weight": (16, 64)}
+    heads = {f"{2 * layer + 1}.to_{kind}_ip.weight": (32, 16) for layer in range(16) for kind in "kv"}
+    torch.save({"image_proj": formula(shapes), "ip_adapter": formula(heads)}, folder / "adapter.bin")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPVisionConfig(image_size=32, patch_size=16, projection_dim=8, **sizes)
+    CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+    return folder

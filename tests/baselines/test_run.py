@@ -51,6 +51,19 @@ def test_every_method_writes_photos_of_their_size(name, inputs, tmp_path, run, s
     assert "2 edited photos" in said.out and "network evaluations" in said.err
 
 
+def test_an_optional_model_is_used(inputs, tmp_path, run, sd_folder, adapter_folder):
+    """The image prompt of DiffEditor: with 10 steps two more evaluations for each of two photos."""
+    counts = []
+    for name, models in (("with", [sd_folder, adapter_folder]), ("without", [sd_folder])):
+        words = ["--model", *models, "--steps", 10, "--area", 64 * 64]
+        status, said = run("diff_editor", "--inputs", inputs, "--out", tmp_path / name, *words)
+        assert status == 0, said.err
+        counts.append(int(said.err.split("at most ")[1].split()[0]))
+    assert counts[0] == counts[1] + 2 * 2
+    photos = [np.asarray(Image.open(tmp_path / name / "a.png")) for name in ("with", "without")]
+    assert not np.array_equal(*photos)
+
+
 def test_written_photos_are_kept(inputs, tmp_path, run):
     out = tmp_path / "out"
     out.mkdir()
@@ -105,8 +118,15 @@ def test_bad_input_is_one_line(inputs, tmp_path, run, sd_folder):
         (["masactrl", "--inputs", inputs, "--model", sd_folder], "needs 2 --model folders"),
         (["sde_drag", "--inputs", inputs, "--model", tmp_path / "no"], "is not a folder"),
         (["sde_drag", "--inputs", inputs, "--model", sd_folder, "--steps", 7], "--steps must divide 1000, got 7"),
-        (["drag_diffusion", "--inputs", inputs, "--model", sd_folder, "--dtype", "float16"], "optimises in float32"),
+        (["drag_diffusion", "--inputs", inputs, "--model", sd_folder, "--dtype", "float16"], "needs float32"),
         (["sde_drag", "--inputs", inputs, "--model", sd_folder, "--lora-steps", -1], "--lora-steps must be 0 or more"),
+        (
+            ["diff_editor", "--inputs", inputs],
+            "needs 1 to 2 --model folders (Stable Diffusion 1.5, and if you like its",
+        ),
+        (["diff_editor", "--inputs", inputs, "--model", sd_folder, tmp_path / "no"], "must hold one adapter"),
+        (["diff_editor", "--inputs", inputs, "--model", sd_folder, "--dtype", "float16"], "needs float32"),
+        (["diff_editor", "--inputs", inputs, "--model", sd_folder, "--steps", 3], "--steps must divide 1000, got 3"),
         (["warp", "--inputs", tmp_path / "no"], "is not a folder"),
     ):
         status, said = run(*words, "--out", out)
