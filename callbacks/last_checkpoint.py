@@ -103,6 +103,17 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             super().on_train_epoch_end(trainer, pl_module)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Do not count the batch at which a repeated validation was stopped.
+
+        Lightning keeps it as begun and never finished, and takes every later checkpoint for one within a validation.
+        """
+        super().on_validation_start(trainer, pl_module)
+        if trainer.state.fn == "fit":
+            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            state = progress.state_dict()
+            progress.load_state_dict({**state, "total": dict.fromkeys(state["total"], state["total"]["completed"])})
+
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             with repeated_when_resumed(trainer.fit_loop.epoch_loop.val_loop.batch_progress):

@@ -136,4 +136,5 @@ class ResumableLoader(EditLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the samples of a saved state, see `batches`."""
-        self.sampler.skip = self.batches(state) * self.share
+        self.batches_done = self.batches(state)  # what a checkpoint before the next batch saves
+        self.sampler.skip = self.batches_done * self.share

@@ -161,21 +161,25 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("micro_batches", "batch", "validation", "reached"),
+    ("micro_batches", "stops"),
     [
-        *((1, batch, None, batch + 1) for batch in range(7)),
-        *((2, batch, None, batch // 2 + 1) for batch in range(0, 14, 3)),
-        *((1, -1, (step, batch), step) for step in (2, 4, 6) for batch in (0, 1)),
-        (2, -1, (4, 0), 4),
+        pytest.param(1, [(batch, None, batch + 1) for batch in range(7)], id="in every step"),
+        pytest.param(2, [(batch, None, batch // 2 + 1) for batch in range(0, 14, 3)], id="between micro-batches"),
+        pytest.param(1, [(-1, (step, batch), step) for step in (2, 4, 6) for batch in (0, 1)], id="in validation"),
+        pytest.param(2, [(-1, (4, 0), 4)], id="in validation, with micro-batches"),
     ],
 )
-def test_sigterm_leaves_a_checkpoint_of_that_step(whole, tmp_path, micro_batches, batch, validation, reached):
+def test_a_run_that_is_stopped_and_resumed_again_and_again_trains_as_one_does(whole, tmp_path, micro_batches, stops):
     expected, checkpoint = whole(micro_batches)
     logged: list = []
-    with pytest.raises(SIGTERMException):
-        fit(tmp_path, logged, Interrupted(signal.SIGTERM, batch, validation), micro_batches)
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == reached
-    found = fit(tmp_path, logged, NEVER, micro_batches, tmp_path / "last.ckpt")
+    resumed = None
+    for number, (batch, validation, reached) in enumerate(stops):
+        folder = tmp_path / str(number)
+        with pytest.raises(SIGTERMException):
+            fit(folder, logged, Interrupted(signal.SIGTERM, batch, validation), micro_batches, resumed)
+        resumed = folder / "last.ckpt"
+        assert torch.load(resumed, weights_only=True)["global_step"] == reached
+    found = fit(tmp_path / "end", logged, NEVER, micro_batches, resumed)
     assert logged == expected
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         assert same(found[part], checkpoint[part]), part
