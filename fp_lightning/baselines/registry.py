@@ -15,6 +15,7 @@ from fp_lightning.baselines import drag_diffusion, sde_drag
 from fp_lightning.baselines.drag_diffusion import DragDiffusion
 from fp_lightning.baselines.example import Example
 from fp_lightning.baselines.floors import Copy, Warp
+from fp_lightning.baselines.lightning_drag import load_lightning_drag
 from fp_lightning.baselines.lora import LoraSettings
 from fp_lightning.baselines.masactrl import MasaCtrl
 from fp_lightning.baselines.sde_drag import SdeDrag
@@ -93,6 +94,10 @@ def _masactrl(options: Options) -> Baseline:
     return MasaCtrl(sd, control, **_given(options))
 
 
+def _lightning_drag(options: Options) -> Baseline:
+    return load_lightning_drag(*options.models, options.dtype, options.device, **_given(options))
+
+
 SD = "Stable Diffusion 1.5"
 BASELINES: dict[str, Entry] = {
     "copy": Entry(lambda options: Copy(), ""),
@@ -100,6 +105,7 @@ BASELINES: dict[str, Entry] = {
     "masactrl": Entry(_masactrl, "sketch", (SD, "its scribble ControlNet")),
     "drag_diffusion": Entry(_drag_diffusion, "points", (SD,), half=False),
     "sde_drag": Entry(_sde_drag, "points", (SD,)),
+    "lightning_drag": Entry(_lightning_drag, "points", (f"{SD} for inpainting", "converted LightningDrag")),
 }
 
 

@@ -7,7 +7,9 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from fp_lightning.baselines.lightning_drag_weights import convert_lightning_drag
 from fp_lightning.baselines.stable_diffusion import load_stable_diffusion
+from tests.baselines import released
 
 WIDTHS = (32, 32, 32, 32)
 UNET = {
@@ -52,3 +54,23 @@ def sd_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def sd(sd_folder):
     return load_stable_diffusion(sd_folder)
+
+
+@pytest.fixture(scope="session")
+def inpainting(tmp_path_factory, sd_folder):
+    """A folder of Stable Diffusion with nine channels."""
+    return released.inpainting_folder(tmp_path_factory.mktemp("inpainting"), sd_folder)
+
+
+@pytest.fixture(scope="session")
+def lightning_drag_files(tmp_path_factory):
+    """LightningDrag's checkpoints as released."""
+    return released.lightning_drag_files(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def lightning_drag(tmp_path_factory, lightning_drag_files):
+    """The folder that they are converted to."""
+    out = tmp_path_factory.mktemp("converted") / "lightning_drag"
+    convert_lightning_drag(lightning_drag_files, out)
+    return out

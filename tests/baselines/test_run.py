@@ -41,8 +41,9 @@ def run(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", sorted(set(BASELINES) - {"drag_diffusion"}))  # it takes 20 s; see test_methods
-def test_every_method_writes_photos_of_their_size(name, inputs, tmp_path, run, sd_folder):
-    models = [sd_folder, sd_folder / "scribble"][: len(BASELINES[name].models)]
+def test_every_method_writes_photos_of_their_size(name, inputs, tmp_path, run, sd_folder, inpainting, lightning_drag):
+    models = {"lightning_drag": [inpainting, lightning_drag]}.get(name, [sd_folder, sd_folder / "scribble"])
+    models = models[: len(BASELINES[name].models)]
     options = ["--model", *models, "--steps", 10, "--lora-steps", 1, "--area", 64 * 64] if models else []
     status, said = run(name, "--inputs", inputs, "--out", tmp_path / name, *options)
     assert status == 0, said.err
@@ -114,3 +115,16 @@ def test_bad_input_is_one_line(inputs, tmp_path, run, sd_folder):
     (inputs / "a.points.json").unlink()
     with pytest.raises(InputError, match=r"1 photos of .* have no NAME.points.json: a.png"):
         find_files(inputs, "points")
+
+
+def test_released_files_are_converted_by_the_command(lightning_drag_files, tmp_path, monkeypatch, capsys):
+    words = ["convert", "lightning_drag", str(lightning_drag_files), str(tmp_path / "out"), "--dtype", "bfloat16"]
+    monkeypatch.setattr(sys, "argv", ["fp-lightning", *words])
+    assert main() == 0 and "tensors" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "adapter",
+        "appearance_encoder",
+        "image_encoder",
+        "lcm_lora",
+    ]
+    assert main() == 1 and "exists; choose another name" in capsys.readouterr().err

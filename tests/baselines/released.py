@@ -1,0 +1,138 @@
+"""Made-up released files with the real names, and tiny networks filled with numbers that their names decide."""
+
+import zlib
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+WIDTHS = (32, 32, 32, 32)
+POINT_WIDTH = 2
+CROSS, IMAGE = 16, 12  # channels of a prompt's tokens and of an image embedding
+UNET = {
+    "block_out_channels": WIDTHS,
+    "layers_per_block": 2,
+    "cross_attention_dim": CROSS,
+    "attention_head_dim": 2,
+    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+    "norm_num_groups": 8,
+    "sample_size": 8,
+}
+VISION = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "projection_dim": IMAGE, "image_size": 224, "patch_size": 56,
+}  # fmt: skip
+
+
+def filled(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return numbers that the name decides, of the size that a layer of this shape needs."""
+    numbers = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    scale = 0.1 if len(shape) < 2 else 1 / np.sqrt(np.prod(shape[1:]))
+    shift = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0  # of a normalisation
+    return torch.tensor(numbers * scale + shift, dtype=torch.float32)
+
+
+def fill(network):
+    """Fill a network in place, and return it."""
+    network.load_state_dict({name: filled(name, tuple(x.shape)) for name, x in network.state_dict().items()})
+    return network
+
+
+def inpainting_folder(folder, tokenizer):
+    """Write Stable Diffusion with nine channels from the folder of `sd_folder`."""
+    vae = AutoencoderKL.from_pretrained(tokenizer, subfolder="vae")
+    text = CLIPTextModel.from_pretrained(tokenizer, subfolder="text_encoder")
+    fill(vae).save_pretrained(folder / "vae")
+    fill(text).save_pretrained(folder / "text_encoder")
+    fill(UNet2DConditionModel(in_channels=9, **UNET)).save_pretrained(folder / "unet")
+    (folder / "tokenizer").symlink_to(tokenizer / "tokenizer")
+    return folder
+
+
+def appearance_shapes(unet) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the released appearance encoder: its last block ends at the first normalisation."""
+    last, ends = "up_blocks.3.attentions.2.", ("norm.", "proj_in.", "transformer_blocks.0.norm1.")
+    return {
+        name: tuple(x.shape)
+        for name, x in unet.state_dict().items()
+        if not name.startswith(("conv_out.", "conv_norm_out."))
+        and not (name.startswith(last) and not name.removeprefix(last).startswith(ends))
+    }
+
+
+def attention_shapes(unet, point_width: int, context: int) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Return names and shapes of the released attention processors, by file: numbers count all of a U-Net's."""
+    own, prompt = {}, {}
+    levels = {"down_blocks.0": 0, "down_blocks.1": 1, "down_blocks.2": 2, "mid_block.attentions": 3}
+    levels |= {"up_blocks.1": 2, "up_blocks.2": 1, "up_blocks.3": 0}
+    for number, name in enumerate(unet.attn_processors):
+        width = unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
+        if name.endswith("attn1.processor"):
+            points = 8 * point_width * 2 ** levels[".".join(name.split(".")[:2])]
+            own |= {f"{number}.norm.weight": (points,), f"{number}.norm.bias": (points,)}
+            own |= {f"{number}.proj.weight": (width, points)}
+        else:
+            prompt |= {f"{number}.to_{x}_ip.weight": (width, context) for x in "kv"}
+    return {"own": own, "prompt": prompt}
+
+
+def point_shapes(width: int) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the released point embedding."""
+    shapes, channels = {"conv_in.weight": (2 * width, 2, 3, 3)}, 2 * width
+    for part in ("downsample_blocks_vae", "downsample_blocks_unet"):
+        for block in range(3):
+            shapes[f"{part}.{block}.conv1.weight"] = (2 * channels, channels, 3, 3)
+            shapes[f"{part}.{block}.conv2.weight"] = (2 * channels, 2 * channels, 3, 3)
+            channels *= 2
+    return shapes
+
+
+def lora_shapes(unet, rank: int) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of LCM-LoRA."""
+    ends = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
+    ends += ["conv1", "conv2", "conv_shortcut", "conv", "time_emb_proj"]
+    shapes = {}
+    for name, module in unet.named_modules():
+        if name.endswith(tuple("." + end for end in ends)):
+            out, *rest = module.weight.shape
+            layer = "lora_unet_" + name.replace(".", "_")
+            shapes[f"{layer}.alpha"] = ()
+            shapes[f"{layer}.lora_down.weight"] = (rank, *rest)
+            shapes[f"{layer}.lora_up.weight"] = (out, rank, *[1] * (len(rest) - 1))
+    return shapes
+
+
+def lightning_drag_files(folder, rank: int = 2):
+    """Write LightningDrag's checkpoints as its authors place them."""
+    unet = UNet2DConditionModel(in_channels=4, **UNET)
+    own, prompt = folder / "lightning-drag-sd15", folder / "IP-Adapter" / "models"
+
+    def make(shapes, prefix):
+        return {name: filled(f"{prefix}.{name}", shape) for name, shape in shapes.items()}
+
+    for path in (own / "appearance_encoder", own / "point_embedding", folder / "lcm-lora-sdv1-5"):
+        path.mkdir(parents=True)
+    unet.save_config(own / "appearance_encoder")
+    shapes = appearance_shapes(unet)
+    save_file(make(shapes, "appearance"), own / "appearance_encoder" / "diffusion_pytorch_model.safetensors")
+    points = {name: 2 * x for name, x in make(point_shapes(POINT_WIDTH), "point").items()}  # SiLU halves small numbers
+    torch.save(points, own / "point_embedding" / "point_embedding.pt")
+    parts = attention_shapes(unet, POINT_WIDTH, CROSS)
+    torch.save(make(parts["own"], "attn"), own / "lightning-drag-sd15-attn.bin")
+    vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION))
+    fill(vision).save_pretrained(prompt / "image_encoder")
+    image = {
+        "proj.weight": (4 * CROSS, IMAGE),
+        "proj.bias": (4 * CROSS,),
+        "norm.weight": (CROSS,),
+        "norm.bias": (CROSS,),
+    }
+    adapter = {"image_proj": make(image, "image_proj"), "ip_adapter": make(parts["prompt"], "ip")}
+    torch.save(adapter, prompt / "ip-adapter_sd15.bin")
+    lora = make(lora_shapes(unet, rank), "lora")
+    lora |= {name: torch.tensor(0.5 * rank) for name in lora if name.endswith(".alpha")}
+    save_file(lora, folder / "lcm-lora-sdv1-5" / "pytorch_lora_weights.safetensors")
+    return folder
