@@ -23,7 +23,6 @@ from fp_lightning.baselines.example import Example
 from fp_lightning.baselines.lora import merge_lora
 from fp_lightning.baselines.stable_diffusion import (
     SCHEDULE,
-    TRAIN_STEPS,
     StableDiffusion,
     check_unet,
     load_part,
@@ -31,9 +30,9 @@ from fp_lightning.baselines.stable_diffusion import (
 )
 from fp_lightning.errors import InputError
 from fp_lightning.files import read_json
+from fp_lightning.types import to_uint8
 
-START = 999  # timestep of the noisy photo from which the edit starts
-IMAGE_TOKENS = 4
+START, IMAGE_TOKENS = 999, 4  # timestep of the noisy photo from which the edit starts; tokens of the image prompt
 FAST, LORA_FILE = "lcm_lora", "pytorch_lora_weights.safetensors"  # the adapters that make eight steps enough
 CONVERT = "convert the released files with `fp-lightning convert lightning_drag`"
 Points = dict[int, tuple[Tensor, Tensor]]  # by number of channels: tokens [1, n, c] of handles and of targets
@@ -179,7 +178,7 @@ class LightningDrag:
     fast: bool = True
 
     def __post_init__(self) -> None:
-        most = 50 if self.fast else TRAIN_STEPS
+        most = 50 if self.fast else 500
         if not 1 <= self.steps <= most:
             raise InputError(f"--steps must be 1 to {most}, got {self.steps}; try {8 if self.fast else 25}")
         self.bank: Bank = {}
@@ -217,8 +216,9 @@ class LightningDrag:
         """Return the image prompt's tokens [1, 4, d] of a photo [3, H, W] in [-1, 1]."""
         side = self.image_encoder.config.image_size
         prepare = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-        pixels = ((photo + 1) * 127.5).round().byte()
-        image = prepare(images=pixels, return_tensors="pt").pixel_values.to(self.sd.device, self.image_encoder.dtype)
+        image = prepare(images=to_uint8(photo), return_tensors="pt").pixel_values.to(
+            self.sd.device, self.image_encoder.dtype
+        )
         return self.adapter.image_projection(self.image_encoder(image).image_embeds)
 
 
@@ -228,7 +228,7 @@ def load_lightning_drag(
     """Load LightningDrag.
 
     Args:
-        base: folder of Stable Diffusion 1.5 for inpainting, in diffusers' format.
+        base: folder of Stable Diffusion 1.5 for inpainting.
         model: folder of the converted files.
         dtype, device: of the networks.
         given: `steps` and `guidance`, if other than published.
@@ -242,9 +242,9 @@ def load_lightning_drag(
     check_unet(folder / "appearance_encoder", 4, CONVERT)
     for part in parts:
         read_json(folder / part / "config.json", CONVERT)
-    networks = [load_part(kind, folder, part, dtype).to(device) for part, kind in parts.items()]
-    networks[1].attach(sd.unet)
-    fast = (folder / FAST).is_dir()
-    if fast:
+    appearance, adapter, encoder = (load_part(kind, folder, part, dtype).to(device) for part, kind in parts.items())
+    adapter.attach(sd.unet)
+    if fast := (folder / FAST).is_dir():
         merge_lora(sd.unet, folder / FAST / LORA_FILE, CONVERT)
-    return LightningDrag(sd, *networks, fast=fast, **({} if fast else {"steps": 25, "guidance": 4.0}) | given)
+    published = {} if fast else {"steps": 25, "guidance": 4.0}
+    return LightningDrag(sd, appearance, adapter, encoder, fast=fast, **published | given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def _zeros(unet: UNet2DConditionModel) -> Weights:
         after = name.startswith(IDLE) and not name.removeprefix(IDLE).startswith(USED)
         if after or name.startswith(("conv_norm_out.", "conv_out.")):
             shape = tuple(parameter.shape)
-            zeros[name] = StoredTensor(shape, torch.float32, lambda shape=shape: torch.zeros(shape))
+            zeros[name] = StoredTensor(shape, torch.float32, partial(torch.zeros, shape))
     return zeros
 
 

@@ -11,12 +11,13 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor
 
-from fp_lightning.baselines import drag_diffusion, sde_drag
+from fp_lightning.baselines import drag_diffusion, magic_fixup, sde_drag
 from fp_lightning.baselines.drag_diffusion import DragDiffusion
 from fp_lightning.baselines.example import Example
 from fp_lightning.baselines.floors import Copy, Warp
 from fp_lightning.baselines.lightning_drag import load_lightning_drag
 from fp_lightning.baselines.lora import LoraSettings
+from fp_lightning.baselines.magic_fixup import load_magic_fixup
 from fp_lightning.baselines.masactrl import MasaCtrl
 from fp_lightning.baselines.sde_drag import SdeDrag
 from fp_lightning.baselines.stable_diffusion import load_part, load_stable_diffusion
@@ -43,6 +44,7 @@ class Options:
         lora_steps: training steps of the adapters on each photo; None for the method's own number.
         dtype: type of the networks.
         device: device of the networks.
+        accept_license: consent to the method's licence, if it restricts use.
     """
 
     models: Sequence[str] = ()
@@ -50,6 +52,7 @@ class Options:
     lora_steps: int | None = None
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    accept_license: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,14 @@ class Entry:
         signal: what it edits by: "sketch", "coarse", "points", or "" for none.
         models: what its model folders hold.
         half: whether it may run in half precision.
+        licence: its licence, if it restricts use.
     """
 
     build: Callable[[Options], Baseline]
     signal: Literal["sketch", "coarse", "points", ""]
     models: tuple[str, ...] = ()
     half: bool = True
+    licence: str = ""
 
 
 def _given(options: Options, lora: LoraSettings | None = None) -> dict[str, Any]:
@@ -95,7 +100,12 @@ def _masactrl(options: Options) -> Baseline:
 
 
 def _lightning_drag(options: Options) -> Baseline:
-    return load_lightning_drag(*options.models, options.dtype, options.device, **_given(options))
+    base, model = options.models
+    return load_lightning_drag(base, model, options.dtype, options.device, **_given(options))
+
+
+def _magic_fixup(options: Options) -> Baseline:
+    return load_magic_fixup(options.models[0], options.dtype, options.device, **_given(options))
 
 
 SD = "Stable Diffusion 1.5"
@@ -106,6 +116,7 @@ BASELINES: dict[str, Entry] = {
     "drag_diffusion": Entry(_drag_diffusion, "points", (SD,), half=False),
     "sde_drag": Entry(_sde_drag, "points", (SD,)),
     "lightning_drag": Entry(_lightning_drag, "points", (f"{SD} for inpainting", "converted LightningDrag")),
+    "magic_fixup": Entry(_magic_fixup, "coarse", ("converted Magic Fixup",), licence=magic_fixup.LICENCE),
 }
 
 
@@ -113,9 +124,12 @@ def build_baseline(name: str, options: Options) -> Baseline:
     """Build the baseline called `name`, a key of `BASELINES`.
 
     Raises:
-        InputError: a model folder is not given, missing or damaged, or an option does not fit.
+        InputError: a licence is not accepted, a model folder is not given, missing or damaged, or an option does not
+            fit.
     """
     entry = BASELINES[name]
+    if entry.licence and not options.accept_license:
+        raise InputError(f"{entry.licence}; pass --accept-license")
     if len(options.models) != len(entry.models):
         wanted = " and ".join(entry.models) or "no model"
         raise InputError(f"{name} needs {len(entry.models)} --model folders ({wanted}), got {len(options.models)}")

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fp_lightning.baselines.lightning_drag_weights import convert_lightning_drag
+from fp_lightning.baselines.magic_fixup_weights import convert_magic_fixup
 from fp_lightning.baselines.stable_diffusion import load_stable_diffusion
 from tests.baselines import released
 
@@ -73,4 +74,18 @@ def lightning_drag(tmp_path_factory, lightning_drag_files):
     """The folder that they are converted to."""
     out = tmp_path_factory.mktemp("converted") / "lightning_drag"
     convert_lightning_drag(lightning_drag_files, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def magic_fixup_file(tmp_path_factory):
+    """Magic Fixup's checkpoint as released."""
+    return released.magic_fixup_file(tmp_path_factory.mktemp("released") / "magic_fixup.ckpt")
+
+
+@pytest.fixture(scope="session")
+def magic_fixup(tmp_path_factory, magic_fixup_file):
+    """The folder that it is converted to."""
+    out = tmp_path_factory.mktemp("converted") / "magic_fixup"
+    convert_magic_fixup(magic_fixup_file, out, accept_license=True)
     return out

@@ -136,3 +136,139 @@ def lightning_drag_files(folder, rank: int = 2):
     lora |= {name: torch.tensor(0.5 * rank) for name in lora if name.endswith(".alpha")}
     save_file(lora, folder / "lcm-lora-sdv1-5" / "pytorch_lora_weights.safetensors")
     return folder
+
+
+# Magic Fixup: the format of the first Stable Diffusion
+
+
+def magic_unet_shapes(width: int, context: int) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of one of Magic Fixup's U-Nets, those of layers that never run included."""
+    shapes, embedding = {}, 4 * width
+
+    def affine(name, *shape):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+
+    def residual(name, few, many):
+        affine(f"{name}.in_layers.0", few)
+        affine(f"{name}.in_layers.2", many, few, 3, 3)
+        affine(f"{name}.emb_layers.1", many, embedding)
+        affine(f"{name}.out_layers.0", many)
+        affine(f"{name}.out_layers.3", many, many, 3, 3)
+        if few != many:
+            affine(f"{name}.skip_connection", many, few, 1, 1)
+
+    def transformer(name, c):
+        affine(f"{name}.norm", c)
+        affine(f"{name}.proj_in", c, c, 1, 1)
+        affine(f"{name}.proj_out", c, c, 1, 1)
+        block = f"{name}.transformer_blocks.0"
+        for attention, keys in (("attn1", c), ("attn2", context), ("attn3", c)):
+            shapes[f"{block}.{attention}.to_q.weight"] = (c, c)
+            shapes[f"{block}.{attention}.to_k.weight"] = shapes[f"{block}.{attention}.to_v.weight"] = (c, keys)
+            affine(f"{block}.{attention}.to_out.0", c, c)
+            affine(f"{block}.{attention}.merge_attentions", 8, 24, 1, 1)
+            affine(f"{block}.{attention}.merge_attentions_missing", 8, 16, 1, 1)
+        affine(f"{block}.ff.net.0.proj", 8 * c, c)
+        affine(f"{block}.ff.net.2", c, 4 * c)
+        for number in (1, 2, 3):
+            affine(f"{block}.norm{number}", c)
+
+    affine("time_embed.0", embedding, width)
+    affine("time_embed.2", embedding, embedding)
+    affine("input_blocks.0.0", width, 9, 3, 3)
+    c, number, skips = width, 1, [width]
+    for level, factor in enumerate((1, 2, 4, 4)):
+        for _ in range(2):
+            residual(f"input_blocks.{number}.0", c, factor * width)
+            c = factor * width
+            if level < 3:
+                transformer(f"input_blocks.{number}.1", c)
+            skips, number = [*skips, c], number + 1
+        if level < 3:
+            affine(f"input_blocks.{number}.0.op", c, c, 3, 3)
+            skips, number = [*skips, c], number + 1
+    residual("middle_block.0", c, c)
+    transformer("middle_block.1", c)
+    residual("middle_block.2", c, c)
+    for number in range(12):
+        level, last = 3 - number // 3, number % 3 == 2
+        residual(f"output_blocks.{number}.0", c + skips.pop(), (1, 2, 4, 4)[level] * width)
+        c = (1, 2, 4, 4)[level] * width
+        if level < 3:
+            transformer(f"output_blocks.{number}.1", c)
+        if last and level:
+            affine(f"output_blocks.{number}.{1 if level == 3 else 2}.conv", c, c, 3, 3)
+    affine("out.0", width)
+    affine("out.2", 4, width, 3, 3)
+    return shapes
+
+
+def magic_vae_shapes(width: int) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of Magic Fixup's autoencoder."""
+    shapes, factors = {}, (1, 2, 4, 4)
+
+    def affine(name, *shape):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+
+    def residual(name, few, many):
+        affine(f"{name}.norm1", few)
+        affine(f"{name}.conv1", many, few, 3, 3)
+        affine(f"{name}.norm2", many)
+        affine(f"{name}.conv2", many, many, 3, 3)
+        if few != many:
+            affine(f"{name}.nin_shortcut", many, few, 1, 1)
+
+    for part, ends in (("encoder", (3, 8)), ("decoder", (4, 3))):
+        wide = 4 * width
+        first, last = (width, wide) if part == "encoder" else (wide, width)
+        affine(f"{part}.conv_in", first, ends[0], 3, 3)
+        affine(f"{part}.norm_out", last)
+        affine(f"{part}.conv_out", ends[1], last, 3, 3)
+        for number in (1, 2):
+            residual(f"{part}.mid.block_{number}", wide, wide)
+        affine(f"{part}.mid.attn_1.norm", wide)
+        for layer in ("q", "k", "v", "proj_out"):
+            affine(f"{part}.mid.attn_1.{layer}", wide, wide, 1, 1)
+        c = first
+        for level in range(4) if part == "encoder" else reversed(range(4)):
+            side, blocks = ("down", 2) if part == "encoder" else ("up", 3)
+            for block in range(blocks):
+                residual(f"{part}.{side}.{level}.block.{block}", c, factors[level] * width)
+                c = factors[level] * width
+            if part == "encoder" and level < 3:
+                affine(f"{part}.down.{level}.downsample.conv", c, c, 3, 3)
+            if part == "decoder" and level > 0:
+                affine(f"{part}.up.{level}.upsample.conv", c, c, 3, 3)
+    affine("quant_conv", 8, 8, 1, 1)
+    affine("post_quant_conv", 4, 4, 1, 1)
+    return shapes
+
+
+LEVELS = [
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+]  # fmt: skip
+
+
+def magic_fixup_shapes(width: int, context: int, vae_width: int) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of Magic Fixup's released file, without those of DINOv2."""
+    shapes = dict.fromkeys(LEVELS, (1000,)) | {"learnable_vector": (1, 1, 768)}
+    shapes |= {"proj_out.weight": (768, 384), "proj_out.bias": (768,)}
+    for layer in ("final_ln", "mapper"):
+        shapes |= {f"cond_stage_model.{layer}.weight": (32,), f"cond_stage_model.{layer}.bias": (32,)}
+    for unet in ("diffusion_model", "reference_model"):
+        shapes |= {f"model.{unet}.{name}": shape for name, shape in magic_unet_shapes(width, context).items()}
+    return shapes | {f"first_stage_model.{name}": shape for name, shape in magic_vae_shapes(vae_width).items()}
+
+
+def magic_fixup_file(path, rescaled: bool = True):
+    """Write a tiny released file of Magic Fixup; its noise levels end at pure noise, or are Stable Diffusion's."""
+    tensors = {name: filled(name, shape) for name, shape in magic_fixup_shapes(32, 16, 32).items()}
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    signal = (1 - betas).cumprod(0).sqrt()
+    if rescaled:  # Lin et al. 2023, Algorithm 1
+        signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    tensors["alphas_cumprod"] = (signal**2).float()
+    torch.save(tensors, path)
+    return path
