@@ -30,6 +30,7 @@ OWN, PROMPT, LORA = Path("lightning-drag-sd15"), Path("IP-Adapter", "models"), P
 IDLE = "up_blocks.3.attentions.2."  # of the appearance encoder, nothing after the last self-attention's input is used
 USED = ("norm.", "proj_in.", "transformer_blocks.0.norm1.")
 WIDTH = 16  # of the released point embedding
+POSITIONS = {"conv1": 0, "conv2": 2}  # of its convolutions in their block
 
 
 def convert_lightning_drag(released: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> Converted:
@@ -95,7 +96,7 @@ def _adapter_weights(own: Path, prompt: Path) -> Weights:
         part, *rest = name.split(".")
         if part.startswith("downsample_blocks_") and len(rest) == 3:
             block = int(rest[0]) + (3 if part == "downsample_blocks_unet" else 0)
-            name = f"blocks.{block}.{ {'conv1': 0, 'conv2': 2}.get(rest[1], rest[1]) }.{rest[2]}"
+            name = f"blocks.{block}.{POSITIONS.get(rest[1], rest[1])}.{rest[2]}"
         weights[f"point_embedding.{name}"] = tensor
     for name, tensor in plain_names(open_checkpoint(own / "lightning-drag-sd15-attn.bin"), own).items():
         weights[f"processors.{name}"] = tensor

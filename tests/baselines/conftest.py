@@ -7,10 +7,10 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from baselines import released
 from fp_lightning.baselines.lightning_drag_weights import convert_lightning_drag
 from fp_lightning.baselines.magic_fixup_weights import convert_magic_fixup
 from fp_lightning.baselines.stable_diffusion import load_stable_diffusion
-from tests.baselines import released
 
 WIDTHS = (32, 32, 32, 32)
 UNET = {

@@ -1,5 +1,6 @@
 """Made-up released files with the real names, and tiny networks filled with numbers that their names decide."""
 
+import json
 import zlib
 
 import numpy as np
@@ -115,7 +116,8 @@ def lightning_drag_files(folder, rank: int = 2):
 
     for path in (own / "appearance_encoder", own / "point_embedding", folder / "lcm-lora-sdv1-5"):
         path.mkdir(parents=True)
-    unet.save_config(own / "appearance_encoder")
+    config = {**unet.config, "_class_name": "AppearanceEncoderModel"}
+    (own / "appearance_encoder" / "config.json").write_text(json.dumps(config))
     shapes = appearance_shapes(unet)
     save_file(make(shapes, "appearance"), own / "appearance_encoder" / "diffusion_pytorch_model.safetensors")
     points = {name: 2 * x for name, x in make(point_shapes(POINT_WIDTH), "point").items()}  # SiLU halves small numbers

@@ -1,5 +1,6 @@
 """LightningDrag against tensors that the published code computes, its conversion, and what must hold for it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from baselines import released
 from fp_lightning.baselines.example import Example
 from fp_lightning.baselines.lightning_drag import PointAttention, load_lightning_drag, point_maps
 from fp_lightning.baselines.lightning_drag_weights import convert_lightning_drag, empty_adapter, lora_weights
 from fp_lightning.baselines.lora import merge_lora
 from fp_lightning.errors import InputError
-from tests.baselines import released
 
 POINTS = torch.tensor([[20.0, 24, 60, 30], [90, 40, 70, 50]])
 SIZE = (64, 128)
@@ -190,6 +191,11 @@ def test_a_missing_part_and_another_base_are_one_line(inpainting, lightning_drag
             load_lightning_drag(inpainting, folder)
     with pytest.raises(InputError, match="4 input channels, but 9 are needed"):
         load_lightning_drag(sd_folder, lightning_drag)
+    large = shutil.copytree(inpainting, tmp_path / "large", symlinks=True)
+    config = json.loads((large / "unet" / "config.json").read_text()) | {"addition_embed_type": "text_time"}
+    (large / "unet" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="such as SDXL; this needs Stable Diffusion 1.x"):
+        load_lightning_drag(large, lightning_drag)
     wide = shutil.copytree(inpainting, tmp_path / "wide", symlinks=True)
     shutil.rmtree(wide / "unet")
     UNet2DConditionModel(in_channels=9, **released.UNET | {"cross_attention_dim": 8}).save_pretrained(wide / "unet")

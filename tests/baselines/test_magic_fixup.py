@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from baselines import released
 from fp_lightning.baselines.example import Example
 from fp_lightning.baselines.magic_fixup import fill_holes, load_magic_fixup
 from fp_lightning.baselines.magic_fixup_weights import convert_magic_fixup, convert_parts, empty_networks
 from fp_lightning.errors import InputError
 from fp_lightning.weights.tensorfiles import StoredTensor, check_weights
-from tests.baselines import released
 
 SIZE = (64, 64)
 
