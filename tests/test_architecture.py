@@ -24,7 +24,7 @@ ROOMS = {  # the rooms in order, and which others each may import besides `types
     "training": DATA | {"model", "weights", "inference", "evaluation"},
     "demo": DATA | {"model", "weights", "inference", "evaluation"},
     "bench": DATA | {"model", "weights", "inference", "evaluation", "training", "demo"},
-    "baselines": {"media", "signals", "model", "evaluation"},
+    "baselines": {"media", "signals", "model", "weights", "evaluation"},
     "cli": DATA | {"model", "weights", "inference", "evaluation", "training", "demo", "bench", "baselines"},
     # the packages beside fp_lightning, which recipes join with it by class_path
     "datamodules": DATA,

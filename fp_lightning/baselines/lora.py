@@ -1,17 +1,21 @@
-"""Low-rank adapters of the U-Net, trained on the one photo that is edited."""
+"""Low-rank adapters of the U-Net: trained on the one photo that is edited, or merged from a file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from fp_lightning.baselines.stable_diffusion import TRAIN_STEPS, StableDiffusion, alphas_cumprod
 from fp_lightning.errors import InputError
+from fp_lightning.files import well_formed
+from fp_lightning.weights.tensorfiles import open_tensors
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -104,3 +108,20 @@ def _train(
         optimizer.step()
         optimizer.zero_grad()
     sd.unet.requires_grad_(False)
+
+
+def merge_lora(unet: UNet2DConditionModel, path: Path, remedy: str) -> None:
+    """Add the adapters of a file in diffusers' format to the weights of a U-Net, W + B A (Hu et al. 2021, Eq. 3).
+
+    Raises:
+        InputError: the file is missing or damaged, or does not fit the U-Net.
+    """
+    tensors = {name: tensor.read() for name, tensor in open_tensors(path).items()}
+    with well_formed(path, remedy):
+        for name, down in tensors.items():
+            if name.endswith(".lora_A.weight"):
+                module = name.removesuffix(".lora_A.weight")
+                weight, up = unet.get_submodule(module).weight, tensors[f"{module}.lora_B.weight"]
+                if (up.shape[0], *down.shape[1:]) != weight.shape:
+                    raise ValueError(f"{module} has another shape in the U-Net")
+                weight += (up.float().flatten(1) @ down.float().flatten(1)).view(weight.shape).to(weight)

@@ -11,13 +11,15 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor
 
-from fp_lightning.baselines import drag_diffusion, sde_drag
+from fp_lightning.baselines import drag_diffusion, magic_fixup, sde_drag
 from fp_lightning.baselines.diff_editor import DiffEditor
 from fp_lightning.baselines.drag_diffusion import DragDiffusion
 from fp_lightning.baselines.example import Example
 from fp_lightning.baselines.floors import Copy, Warp
 from fp_lightning.baselines.image_prompt import load_image_prompt
+from fp_lightning.baselines.lightning_drag import load_lightning_drag
 from fp_lightning.baselines.lora import LoraSettings
+from fp_lightning.baselines.magic_fixup import load_magic_fixup
 from fp_lightning.baselines.masactrl import MasaCtrl
 from fp_lightning.baselines.sde_drag import SdeDrag
 from fp_lightning.baselines.stable_diffusion import load_part, load_stable_diffusion
@@ -44,6 +46,7 @@ class Options:
         lora_steps: training steps of the adapters on each photo; None for the method's own number.
         dtype: type of the networks.
         device: device of the networks.
+        accept_license: consent to the method's licence, if it restricts use.
     """
 
     models: Sequence[str] = ()
@@ -51,6 +54,7 @@ class Options:
     lora_steps: int | None = None
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    accept_license: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Entry:
         models: what its model folders hold.
         optional: what further model folders may hold.
         half: whether it may run in half precision.
+        licence: its licence, if it restricts use.
     """
 
     build: Callable[[Options], Baseline]
@@ -70,6 +75,7 @@ class Entry:
     models: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     half: bool = True
+    licence: str = ""
 
 
 def _given(options: Options, lora: LoraSettings | None = None) -> dict[str, Any]:
@@ -103,6 +109,15 @@ def _masactrl(options: Options) -> Baseline:
     return MasaCtrl(sd, control, **_given(options))
 
 
+def _lightning_drag(options: Options) -> Baseline:
+    base, model = options.models
+    return load_lightning_drag(base, model, options.dtype, options.device, **_given(options))
+
+
+def _magic_fixup(options: Options) -> Baseline:
+    return load_magic_fixup(options.models[0], options.dtype, options.device, **_given(options))
+
+
 SD = "Stable Diffusion 1.5"
 BASELINES: dict[str, Entry] = {
     "copy": Entry(lambda options: Copy(), ""),
@@ -111,6 +126,8 @@ BASELINES: dict[str, Entry] = {
     "drag_diffusion": Entry(_drag_diffusion, "points", (SD,), half=False),
     "diff_editor": Entry(_diff_editor, "points", (SD,), ("its image prompt",), half=False),
     "sde_drag": Entry(_sde_drag, "points", (SD,)),
+    "lightning_drag": Entry(_lightning_drag, "points", (f"{SD} for inpainting", "converted LightningDrag")),
+    "magic_fixup": Entry(_magic_fixup, "coarse", ("converted Magic Fixup",), licence=magic_fixup.LICENCE),
 }
 
 
@@ -118,9 +135,12 @@ def build_baseline(name: str, options: Options) -> Baseline:
     """Build the baseline called `name`, a key of `BASELINES`.
 
     Raises:
-        InputError: a model folder is not given, missing or damaged, or an option does not fit.
+        InputError: a licence is not accepted, a model folder is not given, missing or damaged, or an option does not
+            fit.
     """
     entry = BASELINES[name]
+    if entry.licence and not options.accept_license:
+        raise InputError(f"{entry.licence}; pass --accept-license")
     least, most = len(entry.models), len(entry.models + entry.optional)
     if not least <= len(options.models) <= most:
         wanted = " and ".join(entry.models) or "no model"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -19,6 +19,10 @@ from fp_lightning.files import read_json, reason
 
 STRIDE = 8  # pixels per latent
 TRAIN_STEPS, FIRST, LAST = 1000, 0.00085, 0.012  # of Stable Diffusion's noise schedule, linear in √β
+SCHEDULE = {  # the same for diffusers' schedulers
+    "beta_start": FIRST, "beta_end": LAST, "beta_schedule": "scaled_linear", "steps_offset": 1,
+    "clip_sample": False, "set_alpha_to_one": False,
+}  # fmt: skip
 Predict = Callable[[Tensor, int], Tensor]  # (x, timestep) → ε
 
 
@@ -90,13 +94,11 @@ class Ddim:
 
 
 @dataclass
-class StableDiffusion:
-    """The networks of Stable Diffusion 1.x, in evaluation mode without gradients."""
+class LatentDiffusion:
+    """A U-Net and the autoencoder of its latents, in evaluation mode without gradients."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
 
     @property
     def device(self) -> torch.device:
@@ -114,6 +116,14 @@ class StableDiffusion:
         """Decode scaled latents [1, 4, h, w] to an image [3, H, W], float32 in [-1, 1] on the CPU."""
         image = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
         return image[0].float().clamp(-1, 1).cpu()
+
+
+@dataclass
+class StableDiffusion(LatentDiffusion):
+    """The networks of Stable Diffusion 1.x, in evaluation mode without gradients."""
+
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
 
     @torch.no_grad()
     def embed(self, text: str = "") -> Tensor:
@@ -152,15 +162,8 @@ def load_stable_diffusion(
     for part in ("unet", "vae", "text_encoder"):
         read_json(folder / part / "config.json", "download the folder again")
     read_json(folder / "tokenizer" / "tokenizer_config.json", "download the folder again")
-    config = read_json(folder / "unet" / "config.json")
-    kind = config.get("addition_embed_type")
-    if kind is not None:
-        raise InputError(f"{folder} is a model with {kind} conditioning, such as SDXL; this needs Stable Diffusion 1.x")
-    if config.get("in_channels") != channels:
-        raise InputError(
-            f"the U-Net of {folder} has {config.get('in_channels')} input channels, but {channels} are needed; "
-            f"use {'an inpainting' if channels == 9 else 'a text-to-image'} model of Stable Diffusion 1.x"
-        )
+    kind = "an inpainting" if channels == 9 else "a text-to-image"
+    check_unet(folder / "unet", channels, f"use {kind} model of Stable Diffusion 1.x")
     parts = {
         "unet": load_part(UNet2DConditionModel, folder, "unet", dtype),
         "vae": load_part(AutoencoderKL, folder, "vae", dtype),
@@ -170,13 +173,28 @@ def load_stable_diffusion(
     return StableDiffusion(**{name: part.to(device) for name, part in parts.items()}, tokenizer=tokenizer)
 
 
+def check_unet(folder: Path, channels: int, remedy: str) -> None:
+    """Check by its configuration that a folder holds a U-Net of the kind of Stable Diffusion 1.x.
+
+    Raises:
+        InputError: it takes another number of input channels, or belongs to another kind of Stable Diffusion.
+    """
+    config = read_json(folder / "config.json", remedy)
+    kind = config.get("addition_embed_type")
+    if kind is not None:
+        raise InputError(f"{folder} is a model with {kind} conditioning, such as SDXL; this needs Stable Diffusion 1.x")
+    if config.get("in_channels") != channels:
+        found = config.get("in_channels")
+        raise InputError(f"the U-Net of {folder} has {found} input channels, but {channels} are needed; {remedy}")
+
+
 def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = None) -> Any:
     """Load a part of a model's folder; a network is frozen.
 
     Raises:
         InputError: it is missing or damaged.
     """
-    options = {} if dtype is None else {"torch_dtype" if kind.__module__.startswith("diffusers") else "dtype": dtype}
+    options = {} if dtype is None else {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype}
     try:
         loaded = kind.from_pretrained(folder, subfolder=part, local_files_only=True, **options)
     except Exception as error:  # diffusers, transformers and safetensors each raise their own kinds

@@ -30,12 +30,12 @@ def baseline(arguments: list[str]) -> None:
     parser.add_argument("--area", type=int, default=AREA, help="pixels at which the method works")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the networks")
+    parser.add_argument("--accept-license", action="store_true", help="accept a method's licence that restricts use")
     options = parser.parse_args(arguments)
     files = find_files(options.inputs, BASELINES[options.name].signal) if options.inputs else find_drags(options.drags)
     dtype = getattr(torch, options.dtype)
-    method = build_baseline(
-        options.name, Options(options.model, options.steps, options.lora_steps, dtype, options.device)
-    )
+    chosen = Options(options.model, options.steps, options.lora_steps, dtype, options.device, options.accept_license)
+    method = build_baseline(options.name, chosen)
     area = options.area if BASELINES[options.name].models else None  # only networks need their own size
     written = run_baseline(method, files, options.out, options.seed, area)
     print(f"{written} edited photos in {options.out}")

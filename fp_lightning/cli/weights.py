@@ -24,13 +24,17 @@ def convert(arguments: list[str]) -> None:
         return parser
 
     parser = make_parser("convert", "Convert between released weights, Lightning checkpoints and pipeline folders.")
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="released|checkpoint|pipeline|lora")
+    names = "released|checkpoint|pipeline|lora|lightning_drag|magic_fixup"
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar=names)
     released = common(
         "released", "the released files to a pipeline folder", "folder of the two files, or hub id", "folder"
     )
     checkpoint = common("checkpoint", "a checkpoint of fit to a pipeline folder", "checkpoint", "folder")
     common("pipeline", "a pipeline folder to the released files", "pipeline folder, or hub id", "folder of two files")
     lora = common("lora", "a checkpoint's LoRA adapters to a file that diffusers loads", "checkpoint", "folder")
+    common("lightning_drag", "LightningDrag's released files for `baseline`", "folder of its checkpoints", "folder")
+    magic_fixup = common("magic_fixup", "Magic Fixup's released file for `baseline`", "its checkpoint", "folder")
+    magic_fixup.add_argument("--accept-license", action="store_true", help="accept its licence, which restricts use")
     for each in (checkpoint, lora):
         each.add_argument(
             "--weights",
@@ -49,6 +53,8 @@ def convert(arguments: list[str]) -> None:
     options = vars(parser.parse_args(arguments))
     import torch
 
+    from fp_lightning.baselines.lightning_drag_weights import convert_lightning_drag
+    from fp_lightning.baselines.magic_fixup_weights import convert_magic_fixup
     from fp_lightning.weights import convert
     from fp_lightning.weights.tensorfiles import WeightsError
 
@@ -59,6 +65,8 @@ def convert(arguments: list[str]) -> None:
         "checkpoint": convert.convert_checkpoint,
         "pipeline": convert.convert_pipeline,
         "lora": convert.convert_lora,
+        "lightning_drag": convert_lightning_drag,
+        "magic_fixup": convert_magic_fixup,
     }
     try:
         print(functions[kind](given, out, **options, dtype=getattr(torch, dtype) if dtype else None))

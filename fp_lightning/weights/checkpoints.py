@@ -1,4 +1,4 @@
-"""Read the editor's weights from Lightning checkpoints: averaged or last ones, with adapters merged."""
+"""Read weights from checkpoints; the editor's are averaged or last ones, with adapters merged."""
 
 from __future__ import annotations
 
@@ -25,14 +25,40 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"no checkpoint {path}; a run writes checkpoints/last.ckpt and checkpoints/best.ckpt")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise InputError(f"{path} cannot be read as a checkpoint ({reason}); pass a whole file of `fit`") from error
+    state = _restricted(path, "pass a whole file of `fit`")
     if not isinstance(state, dict) or not {"state_dict", "editor"} <= state.keys():
         raise InputError(f"{path} is not a checkpoint of an editor; convert a checkpoint written by `fit`")
     return state
+
+
+def open_checkpoint(path: Path) -> Weights:
+    """Return the tensors of another code's checkpoint by name, memory-mapped. Names of nested tables join with a dot.
+
+    Raises:
+        InputError: the file is missing, or has other content than tensors and plain values.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {path}; check its name")
+    found: Weights = {}
+
+    def collect(content: Any, prefix: str) -> None:
+        if isinstance(content, torch.Tensor):
+            found[prefix] = StoredTensor(tuple(content.shape), content.dtype, content.clone)
+        elif isinstance(content, Mapping):
+            for name, value in content.items():
+                collect(value, f"{prefix}.{name}" if prefix else str(name))
+
+    collect(_restricted(path, "download it again"), "")
+    return found
+
+
+def _restricted(path: Path, remedy: str) -> Any:
+    """Return the content of a checkpoint by torch's restricted reader, with its tensors memory-mapped."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(f"{path} cannot be read as a checkpoint ({reason}); {remedy}") from error
 
 
 def trained_weights(

@@ -26,13 +26,13 @@ from fp_lightning.model.svd.unet import FramePainterUNet
 from fp_lightning.model.trainable import ADAPTER
 from fp_lightning.weights.checkpoints import complete, read_checkpoint, trained_weights
 from fp_lightning.weights.folders import (
-    STEMS,
     empty_networks,
     empty_part,
     open_part,
     read_index,
     read_json,
     write_index,
+    write_parts,
 )
 from fp_lightning.weights.model_card import model_card, pipeline_settings
 from fp_lightning.weights.tensorfiles import StoredTensor, check_weights, open_tensors, plain_names, write_tensors
@@ -164,7 +164,7 @@ def convert_lora(
         raise InputError(f"{checkpoint} has no LoRA adapters; train them with --model.editor.trains lora")
     with written_folder(Path(out)) as partial:
         write_tensors(partial / LORA_FILE, adapters, dtype)
-    return _summary(Path(out), {"unet": adapters}, (note,))
+    return summary(Path(out), {"unet": adapters}, (note,))
 
 
 def convert_pipeline(pipeline: str, out: str | Path, dtype: torch.dtype | None = None) -> Converted:
@@ -198,7 +198,7 @@ def convert_pipeline(pipeline: str, out: str | Path, dtype: torch.dtype | None =
     settings = {"match_queries": config.get("match_queries"), **{k: index.get(k) for k in OFFICIAL if k in index}}
     differing = [f"{name} {value}" for name, value in settings.items() if OFFICIAL[name] != value]
     notes = (f"note: the released code uses {OFFICIAL}; this pipeline was trained with {', '.join(differing)}",)
-    return _summary(Path(out), weights, notes if differing else ())
+    return summary(Path(out), weights, notes if differing else ())
 
 
 def _write_pipeline(
@@ -248,19 +248,12 @@ def _write_pipeline(
         write_index(partial, {**networks, "scheduler": scheduler}, {"size": list(size), **settings})
         card = model_card(out.name, pipeline_settings(editor.settings(), size), settings["signals"])
         (partial / "README.md").write_text(card)
-        for part, stem in STEMS.items():
-            network = networks[part]
-            (partial / part).mkdir()
-            if part == "image_encoder":
-                network.config.save_pretrained(partial / part)
-            else:
-                network.save_config(partial / part)
-            write_tensors(partial / part / f"{stem}.safetensors", weights[part], dtype)
+        write_parts(partial, networks, weights, dtype)
         scheduler.save_pretrained(partial / "scheduler")
-    return _summary(out, weights, ())
+    return summary(out, weights, ())
 
 
-def _summary(out: Path, weights: Mapping[str, Weights], notes: tuple[str, ...]) -> Converted:
+def summary(out: Path, weights: Mapping[str, Weights], notes: tuple[str, ...]) -> Converted:
     """Return the result of a conversion, with the tensors and parameters of all parts counted."""
     shapes = [tensor.shape for part in weights.values() for tensor in part.values()]
     return Converted(out, len(shapes), sum(torch.Size(shape).numel() for shape in shapes), notes)

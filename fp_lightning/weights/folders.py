@@ -18,7 +18,7 @@ from fp_lightning import files
 from fp_lightning.errors import InputError
 from fp_lightning.model.control import ControlEncoder
 from fp_lightning.model.svd.unet import FramePainterUNet
-from fp_lightning.weights.tensorfiles import TRANSFORMERS_STEM, StoredTensor, open_weights
+from fp_lightning.weights.tensorfiles import TRANSFORMERS_STEM, StoredTensor, open_weights, write_tensors
 
 PIPELINE = "FramePainterPipeline"  # class name in model_index.json
 STEMS = {  # file name of each part's weights, without suffix
@@ -115,6 +115,30 @@ def empty_part(folder: Path, part: str, build: Callable[[dict[str, Any]], nn.Mod
         raise InputError(
             f"{path} describes no network ({files.reason(error)}); download or copy the folder again"
         ) from error
+
+
+def write_parts(
+    folder: Path,
+    networks: Mapping[str, Any],
+    weights: Mapping[str, Mapping[str, StoredTensor]],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write the configuration and the weights of each part into a folder.
+
+    Args:
+        folder: folder that has none of the parts.
+        networks: networks by name of part, on any device including meta. They provide the configurations.
+        weights: tensors by name of part.
+        dtype: type of all weights; None keeps theirs.
+    """
+    for part, tensors in weights.items():
+        network = networks[part]
+        (folder / part).mkdir()
+        if part == "image_encoder":
+            network.config.save_pretrained(folder / part)
+        else:
+            network.save_config(folder / part)
+        write_tensors(folder / part / f"{STEMS.get(part, STEMS['unet'])}.safetensors", tensors, dtype)
 
 
 def open_part(folder: Path, part: str, variant: str | None = None) -> dict[str, StoredTensor]:

@@ -13,6 +13,9 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from baselines import released
+from fp_lightning.baselines.lightning_drag_weights import convert_lightning_drag
+from fp_lightning.baselines.magic_fixup_weights import convert_magic_fixup
 from fp_lightning.baselines.stable_diffusion import load_stable_diffusion
 
 from .networks import formula
@@ -82,3 +85,37 @@ def adapter_folder(tmp_path_factory):
     config = CLIPVisionConfig(image_size=32, patch_size=16, projection_dim=8, **sizes)
     CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def inpainting(tmp_path_factory, sd_folder):
+    """A folder of Stable Diffusion with nine channels."""
+    return released.inpainting_folder(tmp_path_factory.mktemp("inpainting"), sd_folder)
+
+
+@pytest.fixture(scope="session")
+def lightning_drag_files(tmp_path_factory):
+    """LightningDrag's checkpoints as released."""
+    return released.lightning_drag_files(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def lightning_drag(tmp_path_factory, lightning_drag_files):
+    """The folder that they are converted to."""
+    out = tmp_path_factory.mktemp("converted") / "lightning_drag"
+    convert_lightning_drag(lightning_drag_files, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def magic_fixup_file(tmp_path_factory):
+    """Magic Fixup's checkpoint as released."""
+    return released.magic_fixup_file(tmp_path_factory.mktemp("released") / "magic_fixup.ckpt")
+
+
+@pytest.fixture(scope="session")
+def magic_fixup(tmp_path_factory, magic_fixup_file):
+    """The folder that it is converted to."""
+    out = tmp_path_factory.mktemp("converted") / "magic_fixup"
+    convert_magic_fixup(magic_fixup_file, out, accept_license=True)
+    return out

@@ -27,6 +27,7 @@ def inputs(tmp_path):
         drawn = Image.new("RGB", SIZE)
         drawn.paste("white", (30, 10, 50, 14))
         drawn.save(folder / f"{name}.sketch.png")
+        drawn.convert("RGBA").save(folder / f"{name}.coarse.png")
     return folder
 
 
@@ -41,9 +42,13 @@ def run(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", sorted(set(BASELINES) - {"drag_diffusion"}))  # it takes 20 s; see test_methods
-def test_every_method_writes_photos_of_their_size(name, inputs, tmp_path, run, sd_folder):
-    models = [sd_folder, sd_folder / "scribble"][: len(BASELINES[name].models)]
+def test_every_method_writes_photos_of_their_size(
+    name, inputs, tmp_path, run, sd_folder, inpainting, lightning_drag, magic_fixup
+):
+    converted = {"lightning_drag": [inpainting, lightning_drag], "magic_fixup": [magic_fixup]}
+    models = converted.get(name, [sd_folder, sd_folder / "scribble"])[: len(BASELINES[name].models)]
     options = ["--model", *models, "--steps", 10, "--lora-steps", 1, "--area", 64 * 64] if models else []
+    options += ["--accept-license"] if BASELINES[name].licence else []
     status, said = run(name, "--inputs", inputs, "--out", tmp_path / name, *options)
     assert status == 0, said.err
     for file in ("a.png", "b.png"):
@@ -111,7 +116,7 @@ def test_the_mask_of_dragbench_is_its_region(inputs, tmp_path, fits):
     assert example.region.float().mean() == pytest.approx(20 / 60, abs=0.05)
 
 
-def test_bad_input_is_one_line(inputs, tmp_path, run, sd_folder):
+def test_bad_input_is_one_line(inputs, tmp_path, run, sd_folder, magic_fixup):
     out = tmp_path / "out"
     for words, match in (
         (["sde_drag", "--inputs", inputs], "sde_drag needs 1 --model folders (Stable Diffusion 1.5), got 0"),
@@ -128,9 +133,32 @@ def test_bad_input_is_one_line(inputs, tmp_path, run, sd_folder):
         (["diff_editor", "--inputs", inputs, "--model", sd_folder, "--dtype", "float16"], "needs float32"),
         (["diff_editor", "--inputs", inputs, "--model", sd_folder, "--steps", 3], "--steps must divide 1000, got 3"),
         (["warp", "--inputs", tmp_path / "no"], "is not a folder"),
+        (["magic_fixup", "--inputs", inputs, "--model", magic_fixup], "research only; pass --accept-license"),
+        (["lightning_drag", "--inputs", inputs, "--model", sd_folder, sd_folder], "4 input channels, but 9 are needed"),
     ):
         status, said = run(*words, "--out", out)
         assert status == 1 and match in said.err.splitlines()[-1] and "Traceback" not in said.err
     (inputs / "a.points.json").unlink()
     with pytest.raises(InputError, match=r"1 photos of .* have no NAME.points.json: a.png"):
         find_files(inputs, "points")
+
+
+def test_released_files_are_converted_by_the_command(
+    lightning_drag_files, magic_fixup_file, tmp_path, monkeypatch, capsys
+):
+    def convert(*words):
+        monkeypatch.setattr(sys, "argv", ["fp-lightning", "convert", *map(str, words), "--dtype", "bfloat16"])
+        return main(), capsys.readouterr()
+
+    for name, file, consent, parts in (
+        ("lightning_drag", lightning_drag_files, [], ["adapter", "appearance_encoder", "image_encoder", "lcm_lora"]),
+        ("magic_fixup", magic_fixup_file, ["--accept-license"], ["reference_unet", "scheduler", "unet", "vae"]),
+    ):
+        out = tmp_path / name
+        status, said = convert(name, file, out, *consent)
+        assert status == 0 and "tensors" in said.out
+        assert sorted(path.name for path in out.iterdir()) == parts
+        status, said = convert(name, file, out, *consent)
+        assert status == 1 and "exists; choose another name" in said.err
+    status, said = convert("magic_fixup", magic_fixup_file, tmp_path / "other")
+    assert status == 1 and "non-commercial research only; pass --accept-license" in said.err

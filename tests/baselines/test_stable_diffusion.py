@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from fp_lightning.baselines.stable_diffusion import (
+    SCHEDULE,
     Ddim,
     alphas_cumprod,
     late_blocks,
@@ -19,14 +20,7 @@ from fp_lightning.errors import InputError
 
 @pytest.fixture
 def scheduler():
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    scheduler = DDIMScheduler(**SCHEDULE)
     scheduler.set_timesteps(50)
     return scheduler
 
