@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from fp_lightning.baselines.example import find_drags, find_files
 from fp_lightning.baselines.registry import BASELINES
 from fp_lightning.cli.main import main
 from fp_lightning.errors import InputError
+from fp_lightning.evaluation.compare import SOURCE, TARGET
+from fp_lightning.pairs.shards import write_manifest, write_shard
+from fp_lightning.scenes.scene import Scene
 
 SIZE = (96, 60)  # width, height
 
@@ -41,19 +45,40 @@ def run(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"drag_diffusion"}))  # it takes 20 s; see test_methods
-def test_every_method_writes_photos_of_their_size(
-    name, inputs, tmp_path, run, sd_folder, inpainting, lightning_drag, magic_fixup
+def test_table_1_from_pairs_to_the_comparison(
+    tmp_path, monkeypatch, capsys, sd_folder, inpainting, lightning_drag, magic_fixup
 ):
-    converted = {"lightning_drag": [inpainting, lightning_drag], "magic_fixup": [magic_fixup]}
-    models = converted.get(name, [sd_folder, sd_folder / "scribble"])[: len(BASELINES[name].models)]
-    options = ["--model", *models, "--steps", 10, "--lora-steps", 1, "--area", 64 * 64] if models else []
-    options += ["--accept-license"] if BASELINES[name].licence else []
-    status, said = run(name, "--inputs", inputs, "--out", tmp_path / name, *options)
-    assert status == 0, said.err
-    for file in ("a.png", "b.png"):
-        assert Image.open(tmp_path / name / file).size == SIZE
-    assert "2 edited photos" in said.out and "network evaluations" in said.err
+    """Every method edits the inputs of four pairs; only DragDiffusion's 80 steps a photo are left to `test_methods`."""
+    monkeypatch.chdir(tmp_path)
+    for video in ("a.mp4", "b.mp4"):
+        write_shard(Path("pairs"), video, [Scene(seed, (48, 80)).pair(stride=4) for seed in range(4)])
+    records = [{"video": video, "pairs": 4, "rejected": {}, "error": None} for video in ("a.mp4", "b.mp4")]
+    write_manifest(Path("pairs"), records)
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["fp-lightning", *map(str, words)])
+        status = main()
+        said = capsys.readouterr()
+        assert status == 0, said.err
+        return said
+
+    command("benchmark", "--pairs", "pairs", "--count", 4, "--out", "bench")
+    names = sorted(set(BASELINES) - {"drag_diffusion"})
+    for name in names:
+        entry = BASELINES[name]
+        converted = {"lightning_drag": [inpainting, lightning_drag], "magic_fixup": [magic_fixup]}
+        models = converted.get(name, [sd_folder, sd_folder / "scribble"])[: len(entry.models)]
+        options = ["--model", *models, "--steps", 10, "--lora-steps", 1, "--area", 64 * 64] if models else []
+        options += ["--accept-license"] if entry.licence else []
+        said = command("baseline", name, "--inputs", "bench/inputs", "--out", f"rivals/{name}", *options)
+        assert "4 edited photos" in said.out and "network evaluations" in said.err
+        assert {Image.open(path).size for path in Path("rivals", name).iterdir()} == {(80, 48)}
+    folders = [f"rivals/{name}" for name in names]
+    command("evaluate", *folders, "--pairs", "pairs", "--list", "bench/heldout.json", "--out", "comparison")
+    found = json.loads(Path("comparison/comparison.json").read_text())
+    scores = {label: entry["psnr_moving"]["value"] for label, entry in found["systems"].items() if label != TARGET}
+    assert set(scores) == {*names, SOURCE} and found["n"] == 4
+    assert scores["copy"] == scores[SOURCE] and len(set(scores.values())) == len(names)
 
 
 def test_an_optional_model_is_used(inputs, tmp_path, run, sd_folder, adapter_folder):
