@@ -160,7 +160,7 @@ from fp_lightning.model import matching_triton as kernels
 from fp_lightning.model.matching_loss import matching_rows, matching_rows_backward
 g = torch.Generator().manual_seed(0)
 for (n, m, d), squared, dtype in itertools.product(
-    [(70, 70, 16), (64, 130, 32)], [True, False], [torch.float32, torch.float16]
+    [(70, 70, 16), (64, 130, 32), (33, 40, 256)], [True, False], [torch.float32, torch.float16]
 ):
     query, key = (torch.randn(2, 3, x, d, generator=g).to(dtype) for x in (n, m))
     index = torch.randint(-m, m, (2, n), generator=g).clamp(min=-1)
@@ -193,7 +193,7 @@ def test_the_kernels_compute_what_the_plain_version_does():
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("checked") == 8
+    assert done.stdout.count("checked") == 12
 
 
 def test_the_editor_takes_either_form():
