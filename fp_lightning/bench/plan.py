@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,13 @@ def _one(name: str, setting: Setting) -> Result:
 
 def measured_peak(setting: Setting, device: str) -> int:
     """Run two steps, and return the bytes of all tensors at the peak of the second one, on "cpu" or "cuda"."""
+    step, still = training_step(setting, device)
+    step()  # the moments are there from now on
+    return still + peak_bytes(step, device)
+
+
+def training_step(setting: Setting, device: str) -> tuple[Callable[[], None], int]:
+    """Return a training step of random weights on an empty batch, and the bytes of weights and moments."""
     editor = filled(editor_of(setting), device=device).train()
     batch = empty_batch(setting).map(torch.zeros_like).to(device)
     mixed = setting.precision == "bf16-mixed"
@@ -82,9 +90,8 @@ def measured_peak(setting: Setting, device: str) -> int:
         optimiser.step()
         optimiser.zero_grad()
 
-    step()  # the moments are there from now on
     still = sum(p.nbytes for p in (*editor.parameters(), *editor.buffers())) + 2 * sum(p.nbytes for p in trained)
-    return still + peak_bytes(step, device)
+    return step, still
 
 
 def _middle(folder: Path) -> str:
