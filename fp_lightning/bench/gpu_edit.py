@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class Editing:
             for way in WAYS:
                 needs = compiling if "compiled" in way else 10.0 if self.compiler else 30.0
                 count = None if part.startswith("edit") or "compiled" in way else self._operations(dtype, way)
-                tasks.append(Task(part, way, lambda make=make, way=way: make(dtype, way), needs, operations=count))
+                tasks.append(Task(part, way, partial(make, dtype, way), needs, operations=count))
         return tasks
 
     def prepared(self, dtype: torch.dtype, way: str) -> FramePainter:

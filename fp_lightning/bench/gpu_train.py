@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,7 @@ def training_tasks(setting: Setting, device: str) -> list[Task]:
         setting: the setting with all weights.
         device: "cpu" or "cuda".
     """
-    cached = {"cached": True, "augmentation_draws": 4}
+    cached: dict[str, Any] = {"cached": True, "augmentation_draws": 4}
     ways = {
         "all weights": setting,
         "all weights, cached latents": replace(setting, **cached),
@@ -73,4 +75,4 @@ def matching_tasks(tokens: int, heads: int, width: int, dtype: torch.dtype, devi
         return run, sum(x.nbytes for x in (*inputs, index))
 
     alone = Task(part, "attention alone", lambda: work(None), needs=5.0, reference=True)
-    return [alone, *(Task(part, f"with {form}", lambda form=form: work(form), needs=10.0) for form in FORMS)]
+    return [alone, *(Task(part, f"with {form}", partial(work, form), needs=10.0) for form in FORMS)]
