@@ -27,6 +27,9 @@ test: $(VENV)/.installed ## lint, types and the tests
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+test-gpu: $(VENV)/.installed ## the tests that need a GPU; the one with DDP needs two
+	$(VENV)/bin/python -m pytest -m gpu -rs tests/gpu
+
 demo: $(VENV)/.installed ## the interactive editor with the tiny build, at http://127.0.0.1:7860
 	$(VENV)/bin/fp-lightning demo
 
@@ -44,5 +47,5 @@ lint: $(VENV)/.installed ## ruff and mypy, with fixes where they are safe
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/mypy
 
-.PHONY: help install quickstart test demo chromium notebooks docs lint
+.PHONY: help install quickstart test test-gpu demo chromium notebooks docs lint
 .DEFAULT_GOAL := help

@@ -31,8 +31,17 @@ torch.set_num_threads(1)
 LONGEST = ("cli", "training", "test_notebooks.py", "test_docs.py", "demo", "pairs")  # to run
 
 
-def pytest_collection_modifyitems(items) -> None:
-    """Begin with what takes longest, so that parallel processes end at about the same time."""
+def pytest_collection_modifyitems(config, items) -> None:
+    """Skip what needs a GPU, unless `-m gpu` asks for it.
+
+    Begin with what takes longest, so that parallel processes end at about the same time.
+    """
+    if config.option.markexpr != "gpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
+    elif not torch.cuda.is_available() and not config.option.collectonly:
+        pytest.exit("these tests need a GPU, and torch finds none; `fp-lightning doctor` says why", returncode=1)
 
     def place(item) -> int:
         name = item.path.relative_to(Path(__file__).parent).parts[0]

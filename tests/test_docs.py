@@ -114,13 +114,13 @@ def signature(built) -> list[str]:
 def every_option() -> frozenset[str]:
     kinds = [(name, "") for name in commands() if name not in STACKED - {"plan"}]
     kinds += [("convert", kind) for kind in ("released", "checkpoint", "pipeline", "lora")]
-    kinds += [("study", kind) for kind in ("build", "score")]
+    kinds += [("study", kind) for kind in ("build", "score")] + [("bench", "gpu")]
     return stacked_options().union(*(options_of(*kind) for kind in kinds))
 
 
 @cache
 def targets() -> frozenset[str]:
-    return frozenset(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    return frozenset(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 
 def exists(dotted: str) -> bool:
@@ -163,7 +163,7 @@ def wrong_in_command(words: list[str]) -> list[str]:
     command = words[0]
     if command not in commands():
         return [f"no command {command}"]
-    kind = next((word for word in words[1:2] if command in ("convert", "study")), "")
+    kind = next((word for word in words[1:2] if command in ("convert", "study") or word == "gpu"), "")
     known = options_of(command, kind)
     if kind and not known:
         return [f"no command {command} {kind}"]
@@ -190,7 +190,7 @@ def wrong_commands(text: str) -> list[str]:
             names = {word.split("=")[0].removesuffix("+") for word in words if word.startswith("--")}
             wrong += [f"no command has the option {name}" for name in sorted(names - every_option())]
             wrong += wrong_recipes([word for word in after("--config", words) if "…" not in word])
-        elif (target := re.match(r"make ([a-z]+)", line)) and target[1] not in targets():
+        elif (target := re.match(r"make ([a-z-]+)", line)) and target[1] not in targets():
             wrong.append(f"no target {target[1]} in the Makefile")
     return wrong
 

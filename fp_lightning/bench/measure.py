@@ -41,9 +41,9 @@ def flops(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    """Return the peak memory in bytes of the tensors that `work` allocates."""
-    if torch.cuda.is_available():
+def peak_bytes(work: Callable[[], object], device: str | None = None) -> int:
+    """Return the peak memory in bytes of the tensors that `work` allocates on "cpu" or "cuda"; None: the GPU if any."""
+    if device == "cuda" or (device is None and torch.cuda.is_available()):
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from fp_lightning.model.edm import seeded_generators
 from fp_lightning.model.svd.load import SHIPPED
 from fp_lightning.model.trainable import store_frozen
 from fp_lightning.training.footprint import footprint
+from fp_lightning.training.optimiser import make_optimizer
 from fp_lightning.training.simulation import Setting, editor_of, empty_batch
 
 TINY = Setting("tiny", (64, 64), 8)
@@ -47,29 +48,7 @@ def plan(rounds: int) -> list[Result]:
 
 
 def _one(name: str, setting: Setting) -> Result:
-    foretold = footprint(setting, on_cpu=True).peak
-    editor = filled(editor_of(setting), device="cpu").train()
-    batch = empty_batch(setting).map(torch.zeros_like)
-    if setting.cached:
-        batch = editor.with_latents(batch)
-    if setting.precision == "bf16-mixed":
-        store_frozen(editor, torch.bfloat16)
-    trained = [p for p in editor.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, fused=True)
-
-    def step() -> None:
-        optimiser.zero_grad()
-        for _ in range(setting.accumulate):
-            autocast = torch.autocast("cpu", torch.bfloat16) if setting.precision == "bf16-mixed" else nullcontext()
-            with autocast:
-                loss = editor.losses(batch, seeded_generators(batch.name, 0)).total
-            loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-
-    step()  # the moments are there from now on
-    still = sum(p.nbytes for p in (*editor.parameters(), *editor.buffers())) + 2 * sum(p.nbytes for p in trained)
-    measured = still + peak_bytes(step)
+    foretold, measured = footprint(setting, on_cpu=True).peak, measured_peak(setting, "cpu")
     return Result(
         f"plan/{name}",
         error=abs(foretold - measured) / measured,
@@ -81,6 +60,38 @@ def _one(name: str, setting: Setting) -> Result:
             "size": list(setting.size),
         },
     )
+
+
+def measured_peak(setting: Setting, device: str) -> int:
+    """Run two steps, and return the bytes of all tensors at the peak of the second one, on "cpu" or "cuda"."""
+    step, still = training_step(setting, device)
+    step()  # the moments are there from now on
+    return still + peak_bytes(step, device)
+
+
+def training_step(setting: Setting, device: str) -> tuple[Callable[[], None], int]:
+    """Return a training step of random weights on an empty batch, and the bytes of weights and moments."""
+    editor = filled(editor_of(setting), device=device).train()
+    batch = empty_batch(setting).map(torch.zeros_like).to(device)
+    mixed = setting.precision == "bf16-mixed"
+    if setting.cached:
+        batch = editor.with_latents(batch)
+    if mixed:
+        store_frozen(editor, torch.bfloat16)
+    trained = [p for p in editor.parameters() if p.requires_grad]
+    optimiser = make_optimizer("adamw", trained)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        for _ in range(setting.accumulate):
+            with torch.autocast(device, torch.bfloat16, enabled=mixed):
+                loss = editor.losses(batch, seeded_generators(batch.name, 0)).total
+            loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    still = sum(p.nbytes for p in (*editor.parameters(), *editor.buffers())) + 2 * sum(p.nbytes for p in trained)
+    return step, still
 
 
 def _middle(folder: Path) -> str:

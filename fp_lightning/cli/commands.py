@@ -21,5 +21,6 @@ COMMANDS = {  # name: (help, module, function)
     "study": ("compare two systems by people: build the page, score the answers", "evaluation", "study"),
     "demo": ("start the interactive editor, a web page and a service", "demo", "demo"),
     "bench": ("measure speed, memory and accuracy against references", "training", "bench"),
+    "doctor": ("report what this machine can do, and run a self-test", "doctor", "doctor"),
     "quickstart": ("run clips, pairs, fit, validate and predict in one go", "training", "quickstart"),
 }

@@ -65,14 +65,36 @@ def sweep(arguments: list[str]) -> None:
 
 def bench(arguments: list[str]) -> None:
     """Run benchmarks."""
+    if arguments[:1] == ["gpu"]:
+        return _bench_gpu(arguments[1:])
     from fp_lightning.bench.run import BENCHMARKS, bench
 
     parser = make_parser("bench", "Measure against a reference in the same run. Quote the ratio, not the seconds.")
-    parser.add_argument("names", nargs="*", help=f"benchmarks: {', '.join(BENCHMARKS)}; without names all run")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        help=f"benchmarks: {', '.join(BENCHMARKS)}; without names all run; or gpu alone",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="number of alternating runs of both sides")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     options = parser.parse_args(arguments)
     bench(options.names, options.rounds, options.json)
+
+
+def _bench_gpu(arguments: list[str]) -> None:
+    """Measure a GPU."""
+    from fp_lightning.bench.gpu import bench_gpu
+
+    parser = make_parser(
+        "bench gpu",
+        "Measure edits, training steps and the matching loss at full size on a GPU, beside diffusers.",
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="budget of time; the rest is named as not measured")
+    parser.add_argument("--dry-run", action="store_true", help="run the same on the CPU with the tiny build")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+    options = parser.parse_args(arguments)
+    bench_gpu(options.minutes, options.dry_run, options.json, options.markdown)
 
 
 def quickstart(arguments: list[str]) -> None:

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, COLUMNS = 64, 64  # size of a block of logits
+_SIDE = 64  # most rows and columns of a block of logits
+_HALF, _FULL = 2**13, 2**11  # most elements of a block of queries or keys: in half precision, in float32
 
 
 def rows(query: Tensor, key: Tensor, index: Tensor, squared: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,10 +22,10 @@ def rows(query: Tensor, key: Tensor, index: Tensor, squared: bool) -> tuple[Tens
     order, target, count = _order(index)
     loss, normaliser, mean = (query.new_zeros(query.shape[:3], dtype=torch.float32) for _ in range(3))
     batch, heads, n, width = query.shape
-    grid = (triton.cdiv(n, ROWS), batch * heads)
-    _rows[grid](
+    side = block_side(width, query.dtype)
+    _rows[(triton.cdiv(n, side), batch * heads)](
         *(query, key, order, target, count, loss, normaliser, mean),
-        *(width**-0.5, n, key.shape[2], heads, width, ROWS, COLUMNS, squared, _precision(query)),
+        *(width**-0.5, n, key.shape[2], heads, width, side, side, squared, _precision(query)),
     )
     return loss, normaliser, mean
 
@@ -37,12 +38,22 @@ def rows_backward(
     order, target, count = _order(index)
     grad_query, grad_key = torch.zeros_like(query), torch.empty_like(key)
     batch, heads, n, width = query.shape
-    m = key.shape[2]
+    m, side = key.shape[2], block_side(width, query.dtype)
     inputs = query, key, order, target, count, gradient, normaliser, mean
-    settings = width**-0.5, n, m, heads, width, ROWS, COLUMNS, squared, _precision(query)
-    _query_gradient[(triton.cdiv(n, ROWS), batch * heads)](*inputs, grad_query, *settings)
-    _key_gradient[(triton.cdiv(m, COLUMNS), batch * heads)](*inputs, grad_key, *settings)
+    settings = width**-0.5, n, m, heads, width, side, side, squared, _precision(query)
+    _query_gradient[(triton.cdiv(n, side), batch * heads)](*inputs, grad_query, *settings)
+    _key_gradient[(triton.cdiv(m, side), batch * heads)](*inputs, grad_key, *settings)
     return grad_query, grad_key
+
+
+def block_side(width: int, dtype: torch.dtype) -> int:
+    """Return the rows and columns of a block of logits, 16 to 64.
+
+    Blocks fit the shared memory of every supported GPU (99 KiB on consumer cards) and its registers. Float32 products
+    have no tensor cores without rounding, so each thread holds its operands in registers: their blocks are smaller.
+    """
+    most = _SIDE // 2 if dtype == torch.float32 else _SIDE
+    return max(16, min(most, (_FULL if dtype == torch.float32 else _HALF) // width))
 
 
 def _order(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

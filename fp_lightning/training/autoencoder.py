@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from fp_lightning.model.devices import to_device
 from fp_lightning.model.svd.specialise import generalise, specialise
 from fp_lightning.training.optimiser import (
     OptimizerName,
@@ -82,7 +83,8 @@ class AutoencoderModule(L.LightningModule):
         reconstruction = (lightness + self.hue_weight * hue).mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         means = F.avg_pool2d(batch.frames.flatten(0, 1), 2 ** (len(self.vae.config.block_out_channels) - 1))
-        target = torch.einsum("kc, nchw -> nkhw", means.new_tensor(COLOURS), means)
+        colours = to_device(means.new_tensor(COLOURS, device="cpu"), means.device)
+        target = torch.einsum("kc, nchw -> nkhw", colours, means)
         colour = (posterior.mean[:, : len(COLOURS)] - target).square().mean()
         parts = {"train/reconstruction": reconstruction, "train/kl": kl, "train/colour": colour}
         self.log_dict(parts, batch_size=len(batch))

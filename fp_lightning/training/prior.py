@@ -15,6 +15,7 @@ from fp_lightning.inference.sampler import guidance_weights, guided
 from fp_lightning.inference.solvers import SOLVERS
 from fp_lightning.model import edm
 from fp_lightning.model.condition import Condition
+from fp_lightning.model.devices import to_device
 from fp_lightning.model.editor import FramePainter
 from fp_lightning.model.edm import seeded_generator, seeded_generators
 from fp_lightning.model.svd.prior import SVDPrior, svd_prior
@@ -114,7 +115,7 @@ class VideoPriorModule(OptimisedModule):
             level: noise levels [b]; level · noise is added to the first frame (SVD's noise augmentation).
         """
         count, device = len(first), first.device
-        noise, level = noise.to(device), level.to(device)
+        noise, level = to_device(noise, device), to_device(level, device)
         fps = torch.full((count,), CLIP_FPS * (frames - 1) - 1.0, device=device)
         bucket = (motion * MOTION_WIDTH).clamp(max=MOTION_MAX)
         no_control = torch.zeros(count, dtype=torch.bool, device=device)

@@ -5,11 +5,13 @@ import shutil
 import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from safetensors.torch import load_file, save_file
 
 from fp_lightning.errors import InputError
 from fp_lightning.model.matching import spatial_attentions
 from fp_lightning.model.svd.load import load_backbone
+from fp_lightning.model.svd.prior import resized
 
 
 @pytest.fixture
@@ -96,3 +98,9 @@ def test_unreachable_hub_model_says_where_it_looked(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"neither in the hub cache .* nor reachable.*licence.*hf auth login") as error:
         load_backbone("some-owner/some-model")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(32, 32, 32), (64, 48, 32), (100, 70, 32), (16, 24, 32)])
+def test_images_are_resized_for_clip_as_in_diffusers(height, width, side):
+    image = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(resized(image, side), _resize_with_antialiasing(image, (side, side)))

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import losses_of, make_batch, make_editor
-from torch._subclasses import FakeTensorMode
-from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -111,29 +109,6 @@ def test_only_visible_rows_cost(qki):
     assert counter.get_total_flops() == 4 * 2 * int((index >= 0).sum()) * 3 * 20 * 8
 
 
-def test_the_losses_on_a_gpu_would_not_wait_for_the_host(monkeypatch):
-    """On a fake GPU, operations whose result the host must read raise; the losses have none."""
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # fake tensors have no such thing
-    editor, batch = make_editor().train(), make_batch(2, size=32, points=3)
-    mode = FakeTensorMode()
-
-    def fake(x):
-        with mode:
-            return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
-
-    for owner in editor.modules():
-        for fields in (owner._parameters, owner._buffers):
-            for name, value in fields.items():
-                if value is not None:
-                    new = fake(value)
-                    fields[name] = torch.nn.Parameter(new, value.requires_grad) if fields is owner._parameters else new
-    with mode:
-        losses = losses_of(editor, batch.map(fake))
-        with pytest.raises(DataDependentOutputException):
-            losses.total.item()
-    assert losses.matching.device.type == "cuda" and losses.matching.requires_grad
-
-
 class NoReading(TorchDispatchMode):
     """Raises on operations that make the host wait for the device."""
 
@@ -160,7 +135,7 @@ from fp_lightning.model import matching_triton as kernels
 from fp_lightning.model.matching_loss import matching_rows, matching_rows_backward
 g = torch.Generator().manual_seed(0)
 for (n, m, d), squared, dtype in itertools.product(
-    [(70, 70, 16), (64, 130, 32)], [True, False], [torch.float32, torch.float16]
+    [(70, 70, 16), (64, 130, 32), (33, 40, 256)], [True, False], [torch.float32, torch.float16]
 ):
     query, key = (torch.randn(2, 3, x, d, generator=g).to(dtype) for x in (n, m))
     index = torch.randint(-m, m, (2, n), generator=g).clamp(min=-1)
@@ -193,7 +168,7 @@ def test_the_kernels_compute_what_the_plain_version_does():
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("checked") == 8
+    assert done.stdout.count("checked") == 12
 
 
 def test_the_editor_takes_either_form():

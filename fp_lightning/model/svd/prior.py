@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
-from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
@@ -93,7 +93,7 @@ class SVDPrior(VideoPrior):
         """Embed images [b, 3, H, W] in [-1, 1] with CLIP, [b, 1, d], preprocessed as SVD does."""
         side = self.image_encoder.config.image_size
         with torch.autocast(source.device.type, enabled=False):
-            image = (_resize_with_antialiasing(source.float(), (side, side)) + 1) / 2
+            image = (resized(source.float(), side) + 1) / 2
         mean, std = (to_device(torch.tensor(v), image.device)[:, None, None] for v in (_CLIP_MEAN, _CLIP_STD))
         pixels = ((image - mean) / std).to(self.image_encoder.dtype)
         return self.image_encoder(pixels).image_embeds[:, None].float()
@@ -127,6 +127,25 @@ class SVDPrior(VideoPrior):
             inputs.deep,
         )
         return c_skip * x + c_out * output.float(), losses
+
+
+def resized(image: Tensor, side: int) -> Tensor:
+    """Resize images [b, 3, H, W] to [b, 3, side, side] as SVD's pipeline does before CLIP: blurred, then bicubic.
+
+    Equals the function of diffusers' pipeline. The host does not wait for the GPU.
+    """
+    for dim in (3, 2):
+        sigma = max((image.shape[dim] / side - 1) / 2, 0.001)
+        taps = int(max(4 * sigma, 3)) | 1
+        offset = torch.arange(taps, dtype=torch.float32) - taps // 2
+        weights = (-offset.pow(2) / (2 * torch.tensor([sigma]).pow(2))).exp()
+        kernel = to_device(weights / weights.sum(), image.device)
+        shape, padding = (
+            ((1, taps), (taps // 2, taps // 2, 0, 0)) if dim == 3 else ((taps, 1), (0, 0, taps // 2, taps // 2))
+        )
+        padded, channels = F.pad(image, padding, mode="reflect"), image.shape[1]
+        image = F.conv2d(padded, kernel.expand(channels, -1).view(channels, 1, *shape), groups=channels)
+    return F.interpolate(image, (side, side), mode="bicubic", align_corners=True)
 
 
 def svd_prior(prior: VideoPrior) -> SVDPrior:

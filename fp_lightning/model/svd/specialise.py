@@ -129,7 +129,8 @@ def two_frame_attention(attn: Attention, x: Tensor) -> Tensor:
     query, value = (to(x).unflatten(-1, heads) for to in (attn.to_q, attn.to_v))
     key = attn.to_k(x[:, :1] - x[:, 1:]).unflatten(-1, heads)
     first = ((query * key).sum(-1, keepdim=True) * query.shape[-1] ** -0.5).sigmoid()
-    return attn.to_out[0](torch.lerp(value[:, 1:], value[:, :1], first).flatten(-2))
+    share = first.to(value.dtype)  # autocast on a GPU sums in float32
+    return attn.to_out[0](torch.lerp(value[:, 1:], value[:, :1], share).flatten(-2))
 
 
 class SpatioTemporalTransformer(TransformerSpatioTemporalModel):

@@ -42,6 +42,8 @@ class FramePainterUNet(PeftAdapterMixin, UNetSpatioTemporalConditionModel):
     All other arguments are those of `UNetSpatioTemporalConditionModel`.
     """
 
+    _repeated_blocks = ["SpatialBlock", "TemporalBlock"]  # noqa: RUF012  what `compile_repeated_blocks` compiles
+
     @register_to_config
     def __init__(
         self,
