@@ -15,8 +15,9 @@ from fp_lightning.bench.networks import filled
 from fp_lightning.model.edm import seeded_generators
 from fp_lightning.model.svd.load import SHIPPED
 from fp_lightning.model.trainable import store_frozen
+from fp_lightning.training.distillation import DistillationModule
 from fp_lightning.training.footprint import footprint
-from fp_lightning.training.simulation import Setting, editor_of, empty_batch
+from fp_lightning.training.simulation import Setting, editor_of, empty_batch, module_of
 
 TINY = Setting("tiny", (64, 64), 8)
 MIDDLE = replace(TINY, size=(128, 192), batch_size=2)  # a U-Net of 49 million weights
@@ -27,6 +28,8 @@ SETTINGS = {
     "tiny-cached": replace(TINY, cached=True, augmentation_draws=4),
     "tiny-lora": replace(TINY, trains="lora"),
     "tiny-accumulate": replace(TINY, accumulate=2),
+    "tiny-distill": replace(TINY, distills=True),
+    "tiny-distill-lora": replace(TINY, distills=True, trains="lora"),
     "middle": MIDDLE,
     "middle-bf16-checkpointing": replace(MIDDLE, precision="bf16-mixed", gradient_checkpointing=True),
     "middle-matching+control": replace(MIDDLE, trains="matching+control", cached=True, augmentation_draws=4),
@@ -54,6 +57,10 @@ def _one(name: str, setting: Setting) -> Result:
         batch = editor.with_latents(batch)
     if setting.precision == "bf16-mixed":
         store_frozen(editor, torch.bfloat16)
+    module, copies = module_of(setting, editor), 0
+    if isinstance(module, DistillationModule):
+        module.keep_teacher()
+        copies = sum(weight.nbytes for kept in (module.teacher, module.average) for weight in kept.values())
     trained = [p for p in editor.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, fused=True)
 
@@ -62,14 +69,14 @@ def _one(name: str, setting: Setting) -> Result:
         for _ in range(setting.accumulate):
             autocast = torch.autocast("cpu", torch.bfloat16) if setting.precision == "bf16-mixed" else nullcontext()
             with autocast:
-                loss = editor.losses(batch, seeded_generators(batch.name, 0)).total
+                loss = module.losses(batch, seeded_generators(batch.name, 0))["total"]
             loss.backward()
         optimiser.step()
         optimiser.zero_grad()
 
     step()  # the moments are there from now on
     still = sum(p.nbytes for p in (*editor.parameters(), *editor.buffers())) + 2 * sum(p.nbytes for p in trained)
-    measured = still + peak_bytes(step)
+    measured = still + copies + peak_bytes(step)
     return Result(
         f"plan/{name}",
         error=abs(foretold - measured) / measured,

@@ -220,6 +220,7 @@ def test_a_finished_sweep_is_shown_again(run, tmp_path):
 ONE_CPU = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--trainer.precision", "32"]
 ABLATION = ["--config", "tiny", "--config", "ablations/base"]
 EDITOR = ["--config", "tiny", "--config", "tiny_editor"]
+FAST = ["--config", "tiny", "--config", "distill", "--config", "tiny_editor_fast"]
 CLIPS = ["--data.size", "[32,32]", "--data.frames_per_batch", "4", "--data.val_batches", "1"]
 GENERATED = ["--model.generated", "1", "--model.num_inference_steps", "1"]
 RECIPE_RUNS = {
@@ -230,6 +231,8 @@ RECIPE_RUNS = {
     "tiny_vae": ["--config", "tiny_vae", *CLIPS, *ONE_CPU],
     "tiny_svd": ["--config", "tiny_svd", *CLIPS, *GENERATED, *ONE_CPU],
     "tiny_editor": [*EDITOR, *SMALL, *ONE_CPU],
+    "distill": ["--config", "tiny", "--config", "distill", "--model.editor.model", "tiny-editor", *SMALL],
+    "tiny_editor_fast": [*FAST, *SMALL, *ONE_CPU],
     "ablations/base": [*ABLATION, *SMALL],
     "ablations/prior_off": [*ABLATION, "--config", "ablations/prior_off", *SMALL],
     "ablations/attention_cross_frame": [*ABLATION, "--config", "ablations/attention_cross_frame", *SMALL],
