@@ -198,7 +198,10 @@ def convert_pipeline(pipeline: str, out: str | Path, dtype: torch.dtype | None =
     settings = {"match_queries": config.get("match_queries"), **{k: index.get(k) for k in OFFICIAL if k in index}}
     differing = [f"{name} {value}" for name, value in settings.items() if OFFICIAL[name] != value]
     notes = (f"note: the released code uses {OFFICIAL}; this pipeline was trained with {', '.join(differing)}",)
-    return _summary(Path(out), weights, notes if differing else ())
+    notes = notes if differing else ()
+    if index.get("distilled_steps"):
+        notes += ("note: the released code has no solver for a distilled editor",)
+    return _summary(Path(out), weights, notes)
 
 
 def _write_pipeline(

@@ -280,6 +280,35 @@ def test_every_signal_validates_and_predicts(run, name, pairs, tmp_path):
     assert Image.open(folder / "predictions" / "photo.png").size == (70, 50)
 
 
+def test_a_distilled_editor_remembers_its_steps(run, pairs, tmp_path):
+    folder, inputs = tmp_path / "run", tmp_path / "inputs"
+    inputs.mkdir()
+    Image.new("RGB", (70, 50), "grey").save(inputs / "photo.png")
+    Image.new("L", (70, 50)).save(inputs / "photo.sketch.png")
+    common = [*TINY, "--data.size", "[32,32]", "--trainer.default_root_dir", folder]
+    distill = ["--config", "distill", "--model.steps", 2, "--model.sampling.num_inference_steps", 2]
+    fit = [*distill, "--model.editor.model", "tiny-editor", "--data.pairs", pairs, "--data.batch_size", 2]
+    status, _, err = run("fit", *common, *fit, "--trainer.max_steps", 1, "--trainer.val_check_interval", 1)
+    assert status == 0, err
+    checkpoint, predict = folder / "checkpoints" / "last.ckpt", ["predict", *common, "--data.inputs", inputs]
+    assert run("convert", "checkpoint", checkpoint, tmp_path / "fast")[0] == 0
+    assert json.loads((tmp_path / "fast" / "model_index.json").read_text())["distilled_steps"] == 2
+    edits = []
+    for words in (
+        [*distill, "--ckpt_path", checkpoint],
+        [*distill, "--model.editor.model", tmp_path / "fast"],
+    ):
+        status, _, err = run(*predict, *words)
+        assert status == 0, err
+        edits.append(np.array(Image.open(folder / "predictions" / "photo.png"), int))
+    assert np.abs(edits[0] - edits[1]).max() <= 1  # weights at other addresses round otherwise
+    for words in (["--ckpt_path", checkpoint], ["--model.editor.model", tmp_path / "fast"]):
+        status, _, err = run(*predict, *words)
+        assert status and "distilled for 1 to 2 steps: solver must be consistency, got euler" in one_line_of(err)
+    status, out, _ = run("convert", "pipeline", tmp_path / "fast", tmp_path / "back")
+    assert status == 0 and "note: the released code has no solver for a distilled editor" in out
+
+
 def test_released_weights_edit_on_the_command_line(run, tiny_folder, tmp_path, caplog):
     released, inputs = tmp_path / "released", tmp_path / "photos"
     released.mkdir()
