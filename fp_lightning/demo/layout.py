@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, get_args
 
 import gradio as gr
 
-from fp_lightning.demo.components import canvas, matches, message, pictures, status, tree
+from fp_lightning.demo.components import Asked, canvas, matches, message, pictures, status, tree
 from fp_lightning.demo.controls import MOST_CANDIDATES, Controls
 from fp_lightning.demo.editing import MOST_STEPS
 from fp_lightning.demo.examples import examples
@@ -19,19 +18,19 @@ class Layout:
     """The components of the page, in the open `gr.Blocks`.
 
     Args:
-        segment: see `canvas`.
+        segment, draft: see `canvas`.
         controls: the settings at first.
         most_steps: largest number of steps.
     """
 
     def __init__(
-        self, segment: Callable[[Any], dict[str, Any]] | None, controls: Controls, most_steps: int = MOST_STEPS
+        self, segment: Asked | None, draft: Asked | None, controls: Controls, most_steps: int = MOST_STEPS
     ) -> None:
         self.token = gr.BrowserState(None, storage_key="fp_lightning", secret="fp_lightning")
         gr.Markdown("## FramePainter\nSketch, drag, or cut and paste. Then press **Edit**. You can combine signals.")
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
-                self._add_editor(segment)
+                self._add_editor(segment, draft)
             with gr.Column(scale=2, min_width=300):
                 self._add_viewer()
                 with gr.Accordion("Settings", elem_id="settings"):
@@ -41,8 +40,8 @@ class Layout:
             self.keep, self.reuse, self.interval,
         ]  # fmt: skip
 
-    def _add_editor(self, segment: Callable[[Any], dict[str, Any]] | None) -> None:
-        self.canvas = canvas(segment, elem_id="canvas")
+    def _add_editor(self, segment: Asked | None, draft: Asked | None) -> None:
+        self.canvas = canvas(segment, draft, elem_id="canvas")
         with gr.Row():
             self.edit = gr.Button("Edit", variant="primary", elem_id="edit", scale=3, min_width=120)
             self.cancel = gr.Button("Cancel", elem_id="cancel", interactive=False, scale=1, min_width=80)

@@ -12,6 +12,7 @@ import gradio as gr
 from fp_lightning.demo.api import add_api
 from fp_lightning.demo.canvas_state import canvas_state
 from fp_lightning.demo.controls import Controls
+from fp_lightning.demo.drafts import Drafts
 from fp_lightning.demo.drawing import signals_of
 from fp_lightning.demo.editing import MOST_STEPS, EditService, Progress, error_message
 from fp_lightning.demo.examples import Example, examples
@@ -53,7 +54,8 @@ class Page:
         self.blocks = gr.Blocks(title="FramePainter", analytics_enabled=False, delete_cache=(600, 3600))
         with self.blocks:
             most_steps = service.editor.distilled_steps or MOST_STEPS
-            self.ui = Layout(self._segment(segmenter), Controls.default(service.sampling), most_steps)
+            draft = Drafts(service, queue, sessions).for_canvas()
+            self.ui = Layout(self._segment(segmenter), draft, Controls.default(service.sampling), most_steps)
             self.view = View(self.ui)
             add_api(service, queue, uploads)
 
