@@ -69,7 +69,7 @@ class Drafts:
             self.queue.cancel(*self.queue.jobs_of(user))
             if len(self.queue) > len(self.queue.jobs_of(user)):
                 return {}
-            job = self.queue.submit(user, lambda job: job.check() or self._edit(photo, **signals))
+            job = self.queue.submit(user, lambda job: self._edit(photo, **signals))
             return {"src": data_url(shrink(job.future.result(), SHOWN))}
         except (InputError, Cancelled):
             return {}

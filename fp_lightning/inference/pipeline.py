@@ -212,7 +212,11 @@ class FramePainterPipeline(SavedPipeline):
         signals = list_signals(image, {"sketch": sketch, "coarse": coarse, "points": points})
         generators = list_generators(generator, len(images))
         editor = self.editor
-        chosen = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "solver": solver}
+        chosen: dict[str, Any] = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "solver": solver,
+        }
         settings = replace(
             default_sampling(editor.distilled_steps),
             **{name: value for name, value in chosen.items() if value is not None},
