@@ -91,9 +91,10 @@ def stacked_options() -> frozenset[str]:
     from datamodules.signals import Coarse, Points, Sketch
     from fp_lightning import FramePainterModule, build_editor
     from fp_lightning.inference.sampler import Sampling
+    from fp_lightning.training.distillation import DistillationModule
 
     built = {
-        "model": [FramePainterModule],
+        "model": [FramePainterModule, DistillationModule],
         "model.editor": [build_editor],
         "model.sampling": [Sampling],
         "data": [AllSignalsDataModule, EditDataModule],

@@ -15,9 +15,10 @@ from fp_lightning.bench.networks import filled
 from fp_lightning.model.edm import seeded_generators
 from fp_lightning.model.svd.load import SHIPPED
 from fp_lightning.model.trainable import store_frozen
+from fp_lightning.training.distillation import DistillationModule
 from fp_lightning.training.footprint import footprint
 from fp_lightning.training.optimiser import make_optimizer
-from fp_lightning.training.simulation import Setting, editor_of, empty_batch
+from fp_lightning.training.simulation import Setting, editor_of, empty_batch, module_of
 
 TINY = Setting("tiny", (64, 64), 8)
 MIDDLE = replace(TINY, size=(128, 192), batch_size=2)  # a U-Net of 49 million weights
@@ -28,6 +29,8 @@ SETTINGS = {
     "tiny-cached": replace(TINY, cached=True, augmentation_draws=4),
     "tiny-lora": replace(TINY, trains="lora"),
     "tiny-accumulate": replace(TINY, accumulate=2),
+    "tiny-distill": replace(TINY, distills=True),
+    "tiny-distill-lora": replace(TINY, distills=True, trains="lora"),
     "middle": MIDDLE,
     "middle-bf16-checkpointing": replace(MIDDLE, precision="bf16-mixed", gradient_checkpointing=True),
     "middle-matching+control": replace(MIDDLE, trains="matching+control", cached=True, augmentation_draws=4),
@@ -70,7 +73,7 @@ def measured_peak(setting: Setting, device: str) -> int:
 
 
 def training_step(setting: Setting, device: str) -> tuple[Callable[[], None], int]:
-    """Return a training step of random weights on an empty batch, and the bytes of weights and moments."""
+    """Return a training step of random weights on an empty batch, and the bytes of weights, copies and moments."""
     editor = filled(editor_of(setting), device=device).train()
     batch = empty_batch(setting).map(torch.zeros_like).to(device)
     mixed = setting.precision == "bf16-mixed"
@@ -78,6 +81,10 @@ def training_step(setting: Setting, device: str) -> tuple[Callable[[], None], in
         batch = editor.with_latents(batch)
     if mixed:
         store_frozen(editor, torch.bfloat16)
+    module, copies = module_of(setting, editor).to(device), 0
+    if isinstance(module, DistillationModule):
+        module.keep_teacher()
+        copies = sum(weight.nbytes for kept in (module.teacher, module.average) for weight in kept.values())
     trained = [p for p in editor.parameters() if p.requires_grad]
     optimiser = make_optimizer("adamw", trained)
 
@@ -85,13 +92,13 @@ def training_step(setting: Setting, device: str) -> tuple[Callable[[], None], in
         optimiser.zero_grad()
         for _ in range(setting.accumulate):
             with torch.autocast(device, torch.bfloat16, enabled=mixed):
-                loss = editor.losses(batch, seeded_generators(batch.name, 0)).total
+                loss = module.losses(batch, seeded_generators(batch.name, 0))["total"]
             loss.backward()
         optimiser.step()
         optimiser.zero_grad()
 
     still = sum(p.nbytes for p in (*editor.parameters(), *editor.buffers())) + 2 * sum(p.nbytes for p in trained)
-    return step, still
+    return step, still + copies
 
 
 def _middle(folder: Path) -> str:

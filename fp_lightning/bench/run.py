@@ -14,6 +14,7 @@ from rich.table import Table
 from fp_lightning.bench.checkpoint import checkpoint
 from fp_lightning.bench.demo import demo
 from fp_lightning.bench.edit import edit, unet
+from fp_lightning.bench.few_steps import few_steps
 from fp_lightning.bench.generator import generator
 from fp_lightning.bench.loader import loader
 from fp_lightning.bench.matching import matching
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Result]]] = {
     "unet": unet,
     "matching": matching,
     "edit": edit,
+    "few-steps": few_steps,
     "train-step": train_step,
     "pairs": pairs,
     "correspondence": correspondence,

@@ -21,17 +21,23 @@ STATIC = Path(__file__).parent / "static"
 FOREVER = {"Cache-Control": "max-age=31536000, immutable"}
 
 
-def canvas(segment: Callable[[Any], dict[str, Any]] | None, **options: Any) -> gr.HTML:
+Asked = Callable[[Any], dict[str, Any]]  # what the canvas asks the server
+
+
+def canvas(segment: Asked | None, draft: Asked | None, **options: Any) -> gr.HTML:
     """Show a photo and the drawing on it. The value is the drawing, with the key of its photo.
 
     The prop `photo` opens a photo, see `canvas_state`. A file that is dropped on the canvas, or pasted, triggers a
-    `drop` event with "path".
+    `drop` event with "path". With drafts, moving an arrow or a piece triggers a `move` event at its end.
 
     Args:
         segment: {"key": of the photo, "at": [x, y]} → {"outline"} or {"error"}; None hides the Click tool.
+        draft: drawing with the key of its photo → {"src"} or nothing, see `Drafts`; None for no drafts.
     """
-    functions = {} if segment is None else {"server_functions": [segment]}
-    return _component("canvas", events=["drop"], photo=None, segmenter=segment is not None, **functions, **options)
+    functions = [function for function in (segment, draft) if function is not None]
+    named: dict[str, Any] = {"server_functions": functions} if functions else {}
+    shown = {"photo": None, "segmenter": segment is not None, "live": draft is not None}
+    return _component("canvas", events=["drop", "move"], **shown, **named, **options)
 
 
 def status(value: dict[str, Any], **options: Any) -> gr.HTML:

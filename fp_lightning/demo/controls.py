@@ -27,6 +27,11 @@ class Controls:
     reuse: Any = Sampling.reuse
     interval: Any = ""  # two noise levels as text, or nothing for all
 
+    @classmethod
+    def default(cls, sampling: Sampling) -> Controls:
+        """Return the controls before the first edit."""
+        return cls(steps=sampling.num_inference_steps, guidance=sampling.guidance_scale, solver=sampling.solver)
+
     def seeds(self) -> list[int]:
         """Return the seed of each candidate.
 

@@ -19,7 +19,7 @@ from fp_lightning.demo.queue import Cancelled, Job
 from fp_lightning.errors import InputError
 from fp_lightning.evaluation.correspondence import Matches, matches
 from fp_lightning.inference.pipeline import FramePainterPipeline
-from fp_lightning.inference.sampler import Sampling
+from fp_lightning.inference.sampler import Sampling, check_sampling, default_sampling
 from fp_lightning.media.edits import Edit
 from fp_lightning.media.images import squeeze
 from fp_lightning.model.edm import seeded_generators
@@ -62,19 +62,21 @@ class EditService:
         self.pipe, self.name = pipe, name
         pipe.set_progress_bar_config(disable=True)
         self.editor = pipe.editor
+        self.sampling = default_sampling(self.editor.distilled_steps)
         self.weights = fingerprint(pipe.control_encoder)
         self.signals: tuple[str, ...] | None = None if pipe.config.signals is None else tuple(pipe.config.signals)
 
     def prepare(self, edit: Edit) -> Edit:
-        """Return the edit with size, steps, model and weights filled in, so that it can be reproduced.
+        """Return the edit with size, sampling, model and weights filled in, so that it can be reproduced.
 
         Raises:
             InputError: a setting is not usable, or exceeds this server's limits.
         """
         height, width = self.pipe.config.size
-        defaults = {"height": height, "width": width, "num_inference_steps": Sampling.num_inference_steps}
-        settings = {**defaults, **edit.settings}
-        Sampling(**{name: settings[name] for name in SAMPLING if name in settings})
+        sampling = {name: getattr(self.sampling, name) for name in ("num_inference_steps", "guidance_scale", "solver")}
+        settings = {"height": height, "width": width, **sampling, **edit.settings}
+        chosen = Sampling(**{name: settings[name] for name in SAMPLING if name in settings})
+        check_sampling(chosen, self.editor.distilled_steps)
         size = (settings["height"], settings["width"])
         self.editor.check_size(size)
         if size[0] * size[1] > 2 * height * width:

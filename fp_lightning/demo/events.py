@@ -31,6 +31,7 @@ def connect_events(page: Page) -> None:
         on(ui.canvas.drop, page.open_dropped_file, [ui.token], everything)
         on(ui.examples.select, page.open_example, [ui.token, ui.examples], everything)
         on(ui.edit.click, page.edit, [ui.token, ui.canvas, *ui.controls], everything)
+        on(ui.canvas.move, page.edit, [ui.token, ui.canvas, *ui.controls], everything)
         on(ui.cancel.click, page.cancel, [ui.token], shown)
         on(ui.results.select, page.show_candidate, [ui.token, ui.results], shown)
         on(ui.tree.select, page.show_node, [ui.token, ui.tree], shown)

@@ -12,8 +12,9 @@ import gradio as gr
 from fp_lightning.demo.api import add_api
 from fp_lightning.demo.canvas_state import canvas_state
 from fp_lightning.demo.controls import Controls
+from fp_lightning.demo.drafts import Drafts
 from fp_lightning.demo.drawing import signals_of
-from fp_lightning.demo.editing import EditService, Progress, error_message
+from fp_lightning.demo.editing import MOST_STEPS, EditService, Progress, error_message
 from fp_lightning.demo.examples import Example, examples
 from fp_lightning.demo.layout import Layout, example_pictures
 from fp_lightning.demo.queue import EditQueue
@@ -52,7 +53,9 @@ class Page:
         self.runs: dict[str, EditRun] = {}  # active, by token
         self.blocks = gr.Blocks(title="FramePainter", analytics_enabled=False, delete_cache=(600, 3600))
         with self.blocks:
-            self.ui = Layout(self._segment(segmenter))
+            most_steps = service.editor.distilled_steps or MOST_STEPS
+            draft = Drafts(service, queue, sessions).for_canvas()
+            self.ui = Layout(self._segment(segmenter), draft, Controls.default(service.sampling), most_steps)
             self.view = View(self.ui)
             add_api(service, queue, uploads)
 
@@ -65,7 +68,7 @@ class Page:
             await asyncio.to_thread(self._begin, session, examples()[0])
         photo = await asyncio.to_thread(self._canvas, session.node(session.base))
         shown = await asyncio.to_thread(self.view.session, session)
-        controls = self.view.controls(session.controls)
+        controls = self.view.controls(session.controls or Controls.default(self.service.sampling))
         yield {self.ui.token: session.token, **photo, **shown, **controls, **self.view.idle()}
         if session.token in self.runs:
             async for updates in self._follow(self.runs[session.token]):

@@ -53,7 +53,7 @@ class Session:
     nodes: dict[str, Node] = field(default_factory=dict)
     base: str = ""
     shown: str = ""
-    controls: Controls = field(default_factory=Controls)  # of the last edit
+    controls: Controls | None = None  # of the last edit
     count: int = 0  # of all images so far, removed ones too
     used: float = field(default_factory=time.monotonic)  # last, in seconds
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.inference.arguments import Layers, list_generators, list_images, list_signals, per_image
 from fp_lightning.inference.blend import edit_mask, paste_back, region_weight
 from fp_lightning.inference.pipeline_files import SavedPipeline
-from fp_lightning.inference.sampler import Sampling, sample_latents
+from fp_lightning.inference.sampler import default_sampling, noise_levels, sample_latents
 from fp_lightning.inference.solvers import SolverName
 from fp_lightning.media.images import coarse_image, drags, region_mask, squeeze, strokes, unsqueeze
 from fp_lightning.model import edm
@@ -54,6 +54,7 @@ class FramePainterPipeline(SavedPipeline):
         size: (height, width) in pixels at which the network works. Inputs are resized to it, and results back.
         control_frames, control_factor: see `FramePainter`.
         signals: the signals of the training data, of "sketch", "coarse" and "points"; None if unknown.
+        distilled_steps: see `FramePainter`.
     """
 
     model_cpu_offload_seq = "image_encoder->unet->vae"
@@ -71,6 +72,7 @@ class FramePainterPipeline(SavedPipeline):
         control_frames: str = "target",
         control_factor: float = INJECTION_FACTOR,
         signals: Sequence[str] | None = None,
+        distilled_steps: int | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -85,6 +87,7 @@ class FramePainterPipeline(SavedPipeline):
             control_frames=control_frames,
             control_factor=control_factor,
             signals=None if signals is None else list(signals),
+            distilled_steps=distilled_steps,
         )
         self._vae_slicing = False
 
@@ -110,6 +113,7 @@ class FramePainterPipeline(SavedPipeline):
             size=size,
             control_frames=editor.control_frames,
             control_factor=editor.control_factor,
+            distilled_steps=editor.distilled_steps,
         )
 
     def model_card(self, title: str) -> str:
@@ -134,6 +138,7 @@ class FramePainterPipeline(SavedPipeline):
             control_frames=self.config.control_frames,
             control_factor=self.config.control_factor,
             trained=True,
+            distilled_steps=self.config.distilled_steps,
         ).eval()
         editor.prior.vae_slicing = self._vae_slicing
         return editor
@@ -146,10 +151,10 @@ class FramePainterPipeline(SavedPipeline):
         coarse: Image.Image | list[Image.Image | None] | None = None,
         points: Any = None,
         *,
-        num_inference_steps: int = 25,
-        guidance_scale: float = 3.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         control_scale: float = 1.0,
-        solver: SolverName = "euler",
+        solver: SolverName | None = None,
         guidance_interval: tuple[float, float] | None = None,
         reuse: int = 1,
         height: int | None = None,
@@ -174,7 +179,8 @@ class FramePainterPipeline(SavedPipeline):
                 combined.
             coarse: the image with parts moved roughly to their target positions, see `coarse_image`.
             points: drags, rows of (x_src, y_src, x_tgt, y_tgt) in pixels of the image, see `drags`.
-            num_inference_steps, guidance_scale, control_scale, solver, guidance_interval, reuse: see `Sampling`.
+            num_inference_steps, guidance_scale, control_scale, solver, guidance_interval, reuse: see `Sampling`. None
+                of the steps, the guidance and the solver: those of `default_sampling`.
             height, width: size in pixels at which the network works. The default is the pipeline's `size`.
             generator: a generator, or a list of one per image; on the CPU. None draws new noise at every call.
             keep_unedited: paste the photo back where the edit did not change it, with a soft border. Pixels there
@@ -206,7 +212,18 @@ class FramePainterPipeline(SavedPipeline):
         signals = list_signals(image, {"sketch": sketch, "coarse": coarse, "points": points})
         generators = list_generators(generator, len(images))
         editor = self.editor
-        settings = Sampling(num_inference_steps, guidance_scale, control_scale, solver, guidance_interval, reuse)
+        chosen: dict[str, Any] = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "solver": solver,
+        }
+        settings = replace(
+            default_sampling(editor.distilled_steps),
+            **{name: value for name, value in chosen.items() if value is not None},
+            control_scale=control_scale,
+            guidance_interval=guidance_interval,
+            reuse=reuse,
+        )
         size = (height or self.config.size[0], width or self.config.size[1])
         editor.check_size(size)
         samples = [
@@ -214,9 +231,9 @@ class FramePainterPipeline(SavedPipeline):
             for index, item in enumerate(images)
         ]
         batch = EditBatch.cat(samples).to(self._execution_device)
-        levels = edm.scalings(edm.karras_sigmas(num_inference_steps, *editor.prior.sigma_range)[:-1]).c_noise
+        levels = edm.scalings(noise_levels(settings, editor)[:-1]).c_noise
 
-        with self.progress_bar(total=num_inference_steps) as bar:
+        with self.progress_bar(total=settings.num_inference_steps) as bar:
 
             def progress(step: int, latents: Tensor, denoised: Tensor) -> Tensor | None:
                 bar.update()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from fp_lightning.errors import InputError
-from fp_lightning.inference.solvers import SOLVERS, Denoise, Progress, SolverName
+from fp_lightning.inference.solvers import SOLVERS, Denoise, Progress, SolverName, consistency
 from fp_lightning.model import edm
 from fp_lightning.model.condition import Condition
 from fp_lightning.model.editor import FramePainter
@@ -28,7 +29,8 @@ class Sampling:
         guidance_scale: guidance weight w at the first step; it decays towards 1. 1 disables guidance, which halves the
             network's work.
         control_scale: strength of the control image and of the drag points; 0 ignores them.
-        solver: "euler" (paper), "dpmpp_2m", or "heun", which evaluates the network twice per step.
+        solver: "euler" (paper), "dpmpp_2m", or "heun", which evaluates the network twice per step; "consistency" for
+            a distilled editor, see `check_sampling`.
         guidance_interval: lowest and highest noise level σ with guidance (Kynkäänniemi et al. 2024, arXiv 2404.07724).
             At other levels w = 1, which halves the work. None applies guidance at all levels.
         reuse: compute the network's deep features at every `reuse`-th evaluation and reuse them in between. This is an
@@ -46,8 +48,8 @@ class Sampling:
     reuse: int = 1
 
     def __post_init__(self) -> None:
-        if self.solver not in SOLVERS:
-            raise InputError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
+        if self.solver not in get_args(SolverName):
+            raise InputError(f"solver must be one of {', '.join(get_args(SolverName))}, got {self.solver!r}")
         if self.reuse < 1:
             raise InputError(f"reuse must be at least 1, got {self.reuse}; 1 reuses nothing")
         interval = self.guidance_interval
@@ -55,6 +57,42 @@ class Sampling:
             raise InputError(f"guidance_interval must be two noise levels, 0 ≤ lowest ≤ highest, got {interval}")
         if self.num_inference_steps < 1:
             raise InputError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
+
+
+def default_sampling(distilled_steps: int | None) -> Sampling:
+    """Return the settings that suit an editor: those of the paper, or those it was distilled for."""
+    return Sampling() if distilled_steps is None else Sampling(distilled_steps, 1.0, solver="consistency")
+
+
+def check_sampling(settings: Sampling, distilled_steps: int | None) -> None:
+    """Check that settings suit an editor.
+
+    Args:
+        settings: the settings.
+        distilled_steps: see `FramePainter`.
+
+    Raises:
+        InputError: an editor that was distilled gets another solver, guidance or more steps than it was distilled for;
+            or any other editor gets "consistency".
+    """
+    solver, steps, scale = settings.solver, settings.num_inference_steps, settings.guidance_scale
+    if distilled_steps is None:
+        if solver == "consistency":
+            raise InputError("solver consistency needs a distilled editor; use euler, or distill this one")
+        return
+    wrong = {
+        f"solver must be consistency, got {solver}": solver != "consistency",
+        f"guidance_scale must be 1, got {scale:g}": scale != 1,
+        f"num_inference_steps must be at most {distilled_steps}, got {steps}": steps > distilled_steps,
+    }
+    if problems := [text for text, holds in wrong.items() if holds]:
+        raise InputError(f"this editor was distilled for 1 to {distilled_steps} steps: {'; '.join(problems)}")
+
+
+def noise_levels(settings: Sampling, editor: FramePainter) -> Tensor:
+    """Return the noise levels of the steps, then 0, float32 [n + 1]."""
+    levels = edm.consistency_sigmas if settings.solver == "consistency" else edm.karras_sigmas
+    return levels(settings.num_inference_steps, *editor.prior.sigma_range)
 
 
 def guidance_weights(scale: float, sigmas: Sequence[float], interval: tuple[float, float] | None = None) -> list[float]:
@@ -85,7 +123,7 @@ def guided(editor: FramePainter, condition: Condition, weights: Sequence[float],
         weights: w of each step.
         reuse: see `Sampling`.
     """
-    both = replace(Condition.cat(condition.unconditional(), condition), control=condition.control)
+    both = guidance_pair(condition)
     deep = DeepFeatures() if reuse > 1 else None
     age = 0  # evaluations since the deep features were computed
 
@@ -103,10 +141,20 @@ def guided(editor: FramePainter, condition: Condition, weights: Sequence[float],
         weight, levels = weights[step], sigma.expand(len(x))
         if weight == 1:
             return call(x, levels, condition)
-        unconditional, conditional = call(torch.cat([x, x]), torch.cat([levels, levels]), both).chunk(2)
-        return unconditional + weight * (conditional - unconditional)
+        return guide(call(torch.cat([x, x]), torch.cat([levels, levels]), both), weight)
 
     return denoise
+
+
+def guidance_pair(condition: Condition) -> Condition:
+    """Return both halves of guidance, the unconditional one first, without control images for it."""
+    return replace(Condition.cat(condition.unconditional(), condition), control=condition.control)
+
+
+def guide(halves: Tensor, weight: float | Tensor) -> Tensor:
+    """Return D_uncond + w (D_cond − D_uncond) of both halves, concatenated along the batch."""
+    unconditional, conditional = halves.chunk(2)
+    return unconditional + weight * (conditional - unconditional)
 
 
 def prepare(
@@ -118,20 +166,22 @@ def prepare(
         The condition; the guidance weight of each step; the noise levels [n + 1]; and the state at the first level,
         scaled latents [b, 2, c, h, w].
     """
+    check_sampling(settings, editor.distilled_steps)
     height, width = batch.source.shape[-2:]
     editor.check_size((height, width))
     device, stride = batch.source.device, editor.prior.stride
-
-    def normal(shape: tuple[int, ...]) -> Tensor:
-        return edm.drawn(partial(torch.randn, shape), generators).to(device)
-
+    normal = partial(_normal, generators=generators, device=device)
     augmentation = torch.full((len(batch),), editor.prior.noise_augmentation, device=device)
     condition = editor.condition(batch, normal((3, height, width)), augmentation, settings.control_scale)
-    sigmas = edm.karras_sigmas(settings.num_inference_steps, *editor.prior.sigma_range)
+    sigmas = noise_levels(settings, editor)
     weights = guidance_weights(settings.guidance_scale, sigmas[:-1].tolist(), settings.guidance_interval)
     sigmas = sigmas.to(device)
     shape = (2, editor.prior.latent_channels, height // stride, width // stride)
     return condition, weights, sigmas, normal(shape) * (sigmas[0] ** 2 + 1).sqrt()
+
+
+def _normal(shape: tuple[int, ...], generators: edm.Generators, device: torch.device) -> Tensor:
+    return edm.drawn(partial(torch.randn, shape), generators).to(device)
 
 
 @torch.no_grad()
@@ -156,10 +206,13 @@ def sample_latents(
         Scaled latents [b, 2, c, h, w] of the source and the edited frame.
 
     Raises:
-        InputError: height or width does not fit the network.
+        InputError: height or width does not fit the network, or `check_sampling`.
     """
     condition, weights, sigmas, x = prepare(editor, batch, settings, generators)
-    return SOLVERS[settings.solver](guided(editor, condition, weights, settings.reuse), x, sigmas, progress)
+    denoise = guided(editor, condition, weights, settings.reuse)
+    if settings.solver == "consistency":
+        return consistency(denoise, x, sigmas, lambda: _normal(x.shape[1:], generators, x.device), progress)
+    return SOLVERS[settings.solver](denoise, x, sigmas, progress)
 
 
 def sample(

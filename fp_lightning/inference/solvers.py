@@ -8,7 +8,7 @@ All solvers have the same arguments:
 - `progress`: called after every step with the step, the new state and the last D(x; σ). If it returns a tensor, that
   tensor replaces the state.
 
-They return the state at σ = 0.
+They return the state at σ = 0. `consistency` samples a consistency function instead, and also needs `noise`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 Denoise = Callable[[Tensor, Tensor, int], Tensor]  # (x, sigma, step) → D(x; σ)
 Progress = Callable[[int, Tensor, Tensor], Tensor | None]  # (step, state, D) → None or a new state
-SolverName = Literal["euler", "heun", "dpmpp_2m"]
+SolverName = Literal["euler", "heun", "dpmpp_2m", "consistency"]
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, progress: Progress | None = None) -> Tensor:
@@ -67,6 +67,23 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, progress: Progress | N
             target = clean + ratio * (clean - before)
         before, previous = clean, sigma
         x = _report(progress, step, target + (following / sigma) * (x - target), clean)
+    return x
+
+
+def consistency(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Callable[[], Tensor], progress: Progress | None = None
+) -> Tensor:
+    """Sample a consistency function, which maps a state at any noise level to the end of its flow.
+
+    Song et al. 2023 (arXiv 2303.01469), Algorithm 1: x ← D(x; σ), then noise again to the next level.
+
+    Args:
+        noise: returns new standard normal noise of the shape of `x`.
+    """
+    for step, (sigma, following) in enumerate(pairwise(sigmas)):
+        clean = denoise(x, sigma, step)
+        x = clean + following * noise() if step + 2 < len(sigmas) else clean
+        x = _report(progress, step, x, clean)
     return x
 
 

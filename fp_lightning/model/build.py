@@ -92,4 +92,5 @@ def build_editor(
         model=str(model),
         trained=saved is not None,
         trains=trains,
+        distilled_steps=None if saved is None else saved["distilled_steps"],
     )

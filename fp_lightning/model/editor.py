@@ -52,6 +52,8 @@ class FramePainter(nn.Module):
         model: name or folder of the weights; checkpoints store it.
         trained: the weights are a trained editor's, not a prior's with a new control encoder.
         trains: which weights train, see `choose_trainable`; checkpoints store it.
+        distilled_steps: the most sampling steps of an editor that was distilled into a consistency function, see
+            `fp_lightning.training.distillation`; None for any other editor.
         augmentation_draws: None draws new noise for the conditioning image at every step. k keeps k fixed noises
             and levels per sample, so that the encoded conditioning images can be cached on disk.
         dropout: p of conditioning dropout. With one uniform r per sample, the embedding is dropped where
@@ -78,6 +80,7 @@ class FramePainter(nn.Module):
         model: str | None = None,
         trained: bool = False,
         trains: str = "all",
+        distilled_steps: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= dropout <= 1 / 3:
@@ -96,6 +99,7 @@ class FramePainter(nn.Module):
         self.augmentation_mean, self.augmentation_std = augmentation_mean, augmentation_std
         self.augmentation_draws = augmentation_draws
         self.dropout, self.model, self.trained, self.trains = dropout, model, trained, trains
+        self.distilled_steps = distilled_steps
         for frozen in self.prior.frozen:
             frozen.requires_grad_(False)
         self.train(self.training)
@@ -116,6 +120,7 @@ class FramePainter(nn.Module):
             **self.prior.settings(),
             "control_frames": self.control_frames,
             "control_factor": self.control_factor,
+            **({} if self.distilled_steps is None else {"distilled_steps": self.distilled_steps}),
         }
 
     def check_size(self, size: tuple[int, int]) -> None:
@@ -290,10 +295,7 @@ class FramePainter(nn.Module):
                 sample the same noise in any batch. None draws new noise.
         """
         generators = generators or [None] * len(batch)
-        if batch.target is None:
-            raise ValueError("losses need a batch with target")
-        condition = self._training_condition(batch, generators)
-        latents = self._latents(batch, batch.target) if batch.latents is None else batch.latents
+        latents, condition = self.training_inputs(batch, generators)
         correspondence = None
         if self.matching_weight and batch.tracks is not None and batch.visible is not None:
             height, width = batch.source.shape[-2:]
@@ -302,6 +304,18 @@ class FramePainter(nn.Module):
         diffusion = (error if self.reconstruct_source else error[:, 1:]).mean()
         matching = torch.stack(list(layers.values())).mean() if layers else diffusion.new_zeros(())
         return Losses(diffusion + self.matching_weight * matching, diffusion, matching)
+
+    def training_inputs(self, batch: EditBatch, generators: edm.Generators) -> tuple[Tensor, Condition]:
+        """Return the latents of both frames, [b, 2, c, h, w], not scaled, and the condition without dropout.
+
+        Args:
+            batch: with target.
+            generators: one per sample, on the CPU.
+        """
+        if batch.target is None:
+            raise ValueError("losses need a batch with target")
+        condition = self._training_condition(batch, generators)
+        return self._latents(batch, batch.target) if batch.latents is None else batch.latents, condition
 
     def denoising_error(
         self,

@@ -77,3 +77,12 @@ def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)]).float()
+
+
+def consistency_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0) -> Tensor:
+    """Return the noise levels of `steps` calls of a consistency function, then 0; see `karras_sigmas`.
+
+    They are `karras_sigmas(steps + 1)` without `sigma_min`, where the function changes nothing.
+    """
+    sigmas = karras_sigmas(steps + 1, sigma_min, sigma_max, rho)
+    return torch.cat([sigmas[:steps], sigmas[-1:]])

@@ -20,6 +20,7 @@ class Footprint:
     gradients: int
     optimiser: int  # moments
     average: int  # of the weights (EMA)
+    teacher: int  # of a distillation: copies of the weights that train, as the teacher and as the target's average
     buckets: int  # in which DDP sends gradients
     step: int  # activations, what autocast casts, and intermediate results, at the moment of the peak
     operations: int  # of the products of one step, floating point
@@ -28,8 +29,8 @@ class Footprint:
     @property
     def peak(self) -> int:
         """Peak bytes of tensors during training, without validation."""
-        parts = self.frozen, self.trained, self.gradients, self.optimiser, self.average, self.buckets, self.step
-        return sum(parts)
+        weights = self.frozen + self.trained + self.gradients + self.optimiser + self.average + self.teacher
+        return weights + self.buckets + self.step
 
 
 def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
@@ -51,6 +52,7 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
         gradients=ours,
         optimiser=sum(_moments(p, setting.optimizer) for p in step.trained),
         average=4 * all_ours if setting.ema else 0,
+        teacher=2 * 4 * all_ours if setting.distills else 0,
         buckets=0,
         step=step.peak - step.weights - ours,
         operations=step.operations * setting.accumulate,

@@ -17,10 +17,10 @@ from fp_lightning.errors import InputError
 from fp_lightning.evaluation.correspondence import CorrespondenceMetrics, attention_maps, entropy, probe
 from fp_lightning.evaluation.metrics import EditMetrics
 from fp_lightning.inference.pipeline import FramePainterPipeline
-from fp_lightning.inference.sampler import Sampling, sample
+from fp_lightning.inference.sampler import Sampling, default_sampling, sample
 from fp_lightning.media.edits import Edit
 from fp_lightning.model.editor import FramePainter
-from fp_lightning.model.edm import seeded_generators
+from fp_lightning.model.edm import Generators, seeded_generators
 from fp_lightning.model.fingerprint import fingerprint
 from fp_lightning.model.svd.load import saved_settings
 from fp_lightning.model.trainable import AUTOCAST, describe, store_frozen
@@ -41,7 +41,7 @@ class FramePainterModule(OptimisedModule):
     Args:
         editor: the network, see `fp_lightning.build_editor`.
         learning_rate, betas, weight_decay, warmup, schedule, optimizer: see `OptimisedModule`.
-        sampling: settings of the edits in validate, test and predict; None for the defaults of `Sampling`.
+        sampling: settings of the edits in validate, test and predict; None for `default_sampling`.
         metrics: metrics of validation and test; None for the defaults of `EditMetrics`.
         fit_edits: number of samples per process that a validation within `fit` edits. Its losses cover all samples.
             `validate` and `test` edit every sample.
@@ -64,7 +64,7 @@ class FramePainterModule(OptimisedModule):
     ) -> None:
         super().__init__(editor, learning_rate, betas, weight_decay, warmup, schedule, optimizer)
         self.seed = seed or 0
-        self.sampling = sampling or Sampling()
+        self.sampling = sampling or default_sampling(editor.distilled_steps)
         self.checkpoint_size: list[int] | None = None  # at which a loaded checkpoint was trained
         self.edit_metrics, self.fit_edits = metrics or EditMetrics(), fit_edits
         self.correspondence_metrics = CorrespondenceMetrics(list(editor.prior.attentions()))
@@ -112,16 +112,14 @@ class FramePainterModule(OptimisedModule):
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
         """Log the losses and return their weighted sum, a scalar."""
-        losses = self.editor.losses(batch, seeded_generators(batch.name, self.seed, "train", self.current_epoch))
-        for name in ("total", "diffusion", "matching"):
-            self.log(
-                f"train/{name}",
-                getattr(losses, name).detach(),
-                batch_size=len(batch),
-                prog_bar=name == "total",
-                sync_dist=True,
-            )
-        return losses.total
+        losses = self.losses(batch, seeded_generators(batch.name, self.seed, "train", self.current_epoch))
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), batch_size=len(batch), prog_bar=name == "total", sync_dist=True)
+        return losses["total"]
+
+    def losses(self, batch: EditBatch, generators: Generators) -> dict[str, Tensor]:
+        """Return the losses of a batch by name, scalars. "total" is the one that training minimises."""
+        return vars(self.editor.losses(batch, generators))
 
     def validation_step(self, batch: EditBatch, batch_idx: int) -> dict[str, Tensor]:
         """Log losses, update metrics, and return `{"edited": [b, 3, h, w]}`, or an empty dict beyond `fit_edits`."""
@@ -152,9 +150,8 @@ class FramePainterModule(OptimisedModule):
         return to_unit_range(torch.from_numpy(np.array(edited)).movedim(-1, 0))
 
     def _evaluate(self, batch: EditBatch, stage: str) -> dict[str, Tensor]:
-        losses = self.editor.losses(batch, seeded_generators(batch.name, self.seed, stage))
-        for name in ("total", "diffusion", "matching"):
-            self.log(f"{stage}/{name}", getattr(losses, name), batch_size=len(batch), sync_dist=True)
+        for name, value in self.losses(batch, seeded_generators(batch.name, self.seed, stage)).items():
+            self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=True)
         if self.trainer.state.fn == "fit" and len(self.edit_metrics.per_sample()) >= self.fit_edits:
             return {}
         edited = self._edit(batch)
@@ -234,7 +231,8 @@ class FramePainterModule(OptimisedModule):
         origin = checkpoint.get("origin", {})
         self._check_tensors(checkpoint["state_dict"])
         current, saved = self.editor.settings(), checkpoint.get("editor", {})
-        changed = [f"{k} {saved[k]} (now {current[k]})" for k in current if k in saved and saved[k] != current[k]]
+        named = current.keys() & saved.keys() - {"distilled_steps"}
+        changed = [f"{k} {saved[k]} (now {current[k]})" for k in current if k in named and saved[k] != current[k]]
         if changed:
             raise InputError(f"the checkpoint was trained with {', '.join(changed)}; set model.editor accordingly")
         optimizer = origin.get("optimizer", self.optimizer)
@@ -243,7 +241,7 @@ class FramePainterModule(OptimisedModule):
                 f"the checkpoint holds the optimiser state of {optimizer}, not of {self.optimizer}; continue with "
                 f"--model.optimizer {optimizer}"
             )
-        self.editor.trained = True
+        self.editor.trained, self.editor.distilled_steps = True, saved.get("distilled_steps")
         self.checkpoint_size = origin.get("size")
         data = getattr(self._trainer, "datamodule", None)
         self._warn_of_other_data(origin, data)

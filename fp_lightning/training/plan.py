@@ -17,6 +17,7 @@ PARTS = {  # of a footprint, as the report calls them
     "gradients": "gradients",
     "optimiser": "moments of AdamW",
     "average": "average of the weights",
+    "teacher": "teacher and target of a distillation",
     "buckets": "buckets of DDP",
     "step": "activations and intermediate results",
 }
@@ -199,6 +200,7 @@ def setting_of(config: Any) -> tuple[Setting, int]:
         optimizer=getattr(model, "optimizer", "adamw"),
         strategy="auto" if processes == 1 else _strategy(trainer.strategy),
         processes=processes,
+        distills=config.model.class_path.endswith(".DistillationModule"),
     ), trainer.max_steps
 
 

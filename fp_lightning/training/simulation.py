@@ -28,6 +28,8 @@ from fp_lightning.model.svd.prior import SVDPrior, svd_prior
 from fp_lightning.model.svd.shapes import svd_parts, svd_unet
 from fp_lightning.model.trainable import Trains, choose_trainable, store_frozen
 from fp_lightning.training.counting import LiveBytes, operations
+from fp_lightning.training.distillation import DistillationModule
+from fp_lightning.training.module import FramePainterModule
 from fp_lightning.types import TRACK_STRIDE, EditBatch
 from fp_lightning.weights.folders import empty_networks
 
@@ -51,6 +53,7 @@ class Setting:
         strategy: "auto" on one process, "ddp", "ddp_views" where gradients are views of DDP's buckets, or
             "deepspeed_stage_2", also with "_offload".
         processes: number of processes on all machines.
+        distills: the step is that of `DistillationModule`.
 
     Raises:
         InputError: a number that must be 1 or more is not.
@@ -71,6 +74,7 @@ class Setting:
     optimizer: str = "adamw"
     strategy: str = "auto"
     processes: int = 1
+    distills: bool = False
 
     def __post_init__(self) -> None:
         numbers = {
@@ -89,7 +93,7 @@ class Simulation:
 
     trained: tuple[Tensor, ...]  # the weights that train, on the meta device
     weights: int  # bytes of all weights and buffers
-    peak: int  # bytes of weights and of everything that the step makes, at their most
+    peak: int  # bytes of weights and of everything that the step makes, at their most, without a teacher's
     operations: int  # of the products, floating point
 
 
@@ -135,7 +139,8 @@ def _simulate(setting: Setting, on_cpu: bool, versions: tuple[tuple[int, int], .
         store_frozen(editor, TYPES[kind])
     autocast = torch.autocast("cpu", TYPES[kind]) if true == "mixed" else nullcontext()
     trained = tuple(p.detach() for p in editor.parameters() if p.requires_grad)
-    with _fake(editor, on_cpu) as step:
+    module = module_of(setting, editor)
+    with _fake(module, on_cpu) as step:
         batch = empty_batch(setting)
         if setting.cached:
             with autocast:
@@ -148,9 +153,11 @@ def _simulate(setting: Setting, on_cpu: bool, versions: tuple[tuple[int, int], .
                 if weight.requires_grad:
                     weight.grad = torch.empty_like(weight)
                     step.live.add(weight.grad)
+        if isinstance(module, DistillationModule):
+            module.keep_teacher()
         with step.counted():
             with autocast:
-                loss = editor.losses(batch, seeded_generators(batch.name, 0)).total
+                loss = module.losses(batch, seeded_generators(batch.name, 0))["total"]
             loss.backward()
     return Simulation(trained, weights, step.live.most, step.operations)
 
@@ -178,6 +185,11 @@ def editor_of(setting: Setting) -> FramePainter:
     draws = setting.augmentation_draws if setting.cached else None
     prior = SVDPrior(unet, networks["vae"], networks["image_encoder"], scheduler)
     return FramePainter(prior, control_encoder, augmentation_draws=draws).float().train()
+
+
+def module_of(setting: Setting, editor: FramePainter) -> FramePainterModule:
+    """Return the module that trains the editor of a setting."""
+    return DistillationModule(editor) if setting.distills else FramePainterModule(editor)
 
 
 def _networks(model: str, attention: AttentionKind) -> dict[str, Any]:

@@ -197,8 +197,12 @@ def convert_pipeline(pipeline: str, out: str | Path, dtype: torch.dtype | None =
             write_tensors(partial / name, weights[part], dtype)
     settings = {"match_queries": config.get("match_queries"), **{k: index.get(k) for k in OFFICIAL if k in index}}
     differing = [f"{name} {value}" for name, value in settings.items() if OFFICIAL[name] != value]
-    notes = (f"note: the released code uses {OFFICIAL}; this pipeline was trained with {', '.join(differing)}",)
-    return summary(Path(out), weights, notes if differing else ())
+    notes = []
+    if differing:
+        notes.append(f"note: the released code uses {OFFICIAL}; this pipeline was trained with {', '.join(differing)}")
+    if index.get("distilled_steps"):
+        notes.append("note: the released code has no solver for a distilled editor")
+    return summary(Path(out), weights, tuple(notes))
 
 
 def _write_pipeline(

@@ -9,6 +9,7 @@ from conftest import make_editor
 from fp_lightning.bench import edit as edit_module
 from fp_lightning.bench import loader as loader_module
 from fp_lightning.bench import matching as matching_module
+from fp_lightning.bench.few_steps import few_steps
 from fp_lightning.bench.measure import Result, compare, flops, peak_bytes
 from fp_lightning.bench.networks import filled
 from fp_lightning.bench.pairs import _stages, correspondence
@@ -113,3 +114,9 @@ def test_loader_is_compared_for_every_signal(monkeypatch):
         monkeypatch.setattr(loader_module, name, value)
     names = [result.name for result in loader_module.loader(1)]
     assert names == [f"loader/{signal}/{workers}" for signal in ("sketch", "points", "coarse") for workers in (0, 1, 2)]
+
+
+def test_a_distilled_edit_takes_a_sixth_of_the_operations():
+    (result,) = few_steps(rounds=1)
+    assert result.settings["calls"] == "4 and 50"
+    assert 6 < result.flops_reference / result.flops_ours < 12.5  # of the network a twelfth; both run the VAE

@@ -220,6 +220,7 @@ def test_a_finished_sweep_is_shown_again(run, tmp_path):
 ONE_CPU = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--trainer.precision", "32"]
 ABLATION = ["--config", "tiny", "--config", "ablations/base"]
 EDITOR = ["--config", "tiny", "--config", "tiny_editor"]
+FAST = ["--config", "tiny", "--config", "distill", "--config", "tiny_editor_fast"]
 CLIPS = ["--data.size", "[32,32]", "--data.frames_per_batch", "4", "--data.val_batches", "1"]
 GENERATED = ["--model.generated", "1", "--model.num_inference_steps", "1"]
 RECIPE_RUNS = {
@@ -230,6 +231,8 @@ RECIPE_RUNS = {
     "tiny_vae": ["--config", "tiny_vae", *CLIPS, *ONE_CPU],
     "tiny_svd": ["--config", "tiny_svd", *CLIPS, *GENERATED, *ONE_CPU],
     "tiny_editor": [*EDITOR, *SMALL, *ONE_CPU],
+    "distill": ["--config", "tiny", "--config", "distill", "--model.editor.model", "tiny-editor", *SMALL],
+    "tiny_editor_fast": [*FAST, *SMALL, *ONE_CPU],
     "ablations/base": [*ABLATION, *SMALL],
     "ablations/prior_off": [*ABLATION, "--config", "ablations/prior_off", *SMALL],
     "ablations/attention_cross_frame": [*ABLATION, "--config", "ablations/attention_cross_frame", *SMALL],
@@ -275,6 +278,35 @@ def test_every_signal_validates_and_predicts(run, name, pairs, tmp_path):
     assert json.loads((folder / "metrics.json").read_text())["n"] > 0
     assert run("predict", *common, "--data.inputs", inputs, *checkpoint)[0] == 0
     assert Image.open(folder / "predictions" / "photo.png").size == (70, 50)
+
+
+def test_a_distilled_editor_remembers_its_steps(run, pairs, tmp_path):
+    folder, inputs = tmp_path / "run", tmp_path / "inputs"
+    inputs.mkdir()
+    Image.new("RGB", (70, 50), "grey").save(inputs / "photo.png")
+    Image.new("L", (70, 50)).save(inputs / "photo.sketch.png")
+    common = [*TINY, "--data.size", "[32,32]", "--trainer.default_root_dir", folder]
+    distill = ["--config", "distill", "--model.steps", 2, "--model.sampling.num_inference_steps", 2]
+    fit = [*distill, "--model.editor.model", "tiny-editor", "--data.pairs", pairs, "--data.batch_size", 2]
+    status, _, err = run("fit", *common, *fit, "--trainer.max_steps", 1, "--trainer.val_check_interval", 1)
+    assert status == 0, err
+    checkpoint, predict = folder / "checkpoints" / "last.ckpt", ["predict", *common, "--data.inputs", inputs]
+    assert run("convert", "checkpoint", checkpoint, tmp_path / "fast")[0] == 0
+    assert json.loads((tmp_path / "fast" / "model_index.json").read_text())["distilled_steps"] == 2
+    edits = []
+    for words in (
+        [*distill, "--ckpt_path", checkpoint],
+        [*distill, "--model.editor.model", tmp_path / "fast"],
+    ):
+        status, _, err = run(*predict, *words)
+        assert status == 0, err
+        edits.append(np.array(Image.open(folder / "predictions" / "photo.png"), int))
+    assert np.abs(edits[0] - edits[1]).max() <= 1  # weights at other addresses round otherwise
+    for words in (["--ckpt_path", checkpoint], ["--model.editor.model", tmp_path / "fast"]):
+        status, _, err = run(*predict, *words)
+        assert status and "distilled for 1 to 2 steps: solver must be consistency, got euler" in one_line_of(err)
+    status, out, _ = run("convert", "pipeline", tmp_path / "fast", tmp_path / "back")
+    assert status == 0 and "note: the released code has no solver for a distilled editor" in out
 
 
 def test_released_weights_edit_on_the_command_line(run, tiny_folder, tmp_path, caplog):

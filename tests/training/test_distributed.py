@@ -21,6 +21,7 @@ RUN = [
     *("--model.sampling.num_inference_steps=1", f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=2"),
     *("--trainer.log_every_n_steps=1", "--trainer.callbacks+=test_distributed.FrozenWeights"),
 ]
+DISTIL = ["--config", "distill", "--model.editor.model=tiny-editor", "--model.warmup=2", "--model.levels=10"]
 ONE = ["--data.batch_size=4"]
 TWO = ["--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy"]
 TWO += ['--trainer.strategy.dict_kwargs={"gradient_as_bucket_view": true}']  # as in svd.yaml
@@ -103,6 +104,15 @@ def assert_same_run(found: Path, reference: Path) -> None:
 def test_two_processes_train_and_validate_as_one(one, two):
     assert {name for name, _ in logged(one)} >= {"train/total", "val/total", "val/psnr_moving", "val/ssim"}
     assert_same_run(two, one)
+
+
+def test_two_processes_distil_as_one(tmp_path):
+    averages = []
+    for out, run in ((tmp_path / "one", run_one), (tmp_path / "two", run_two)):
+        run(out, *DISTIL)
+        averages.append(torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["consistency_average"])
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    torch.testing.assert_close(*averages, rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_weights_are_the_same_everywhere(one, two):

@@ -23,10 +23,11 @@ from fp_lightning.training.plan import PARTS, Plan, cheaper, setting_of
 from fp_lightning.training.recipe_files import RECIPES, resolve_recipes
 from fp_lightning.training.simulation import Setting, editor_of, empty_batch, simulate
 
+MEASURED = ["tiny", "tiny-bf16", "tiny-checkpointing", "tiny-lora", "tiny-accumulate", "tiny-distill"]
 PAPER = Setting(SVD, (576, 1024), 2, "bf16-mixed", gradient_checkpointing=True, strategy="ddp_views", processes=2)
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-bf16", "tiny-checkpointing", "tiny-lora", "tiny-accumulate"])
+@pytest.mark.parametrize("name", [*MEASURED, "tiny-distill-lora"])
 def test_memory_is_as_foretold(name):
     """To the byte nearly; CPUs without units for bf16 convert in between."""
     assert _one(name, replace(SETTINGS[name], batch_size=4)).error < 0.15
@@ -177,6 +178,20 @@ def test_a_recipe_is_planned_with_the_options_of_fit(said):
     assert status == 0
     assert "tiny, 64 × 64 px, 1 × rtx-3090 (24 GiB), auto, 32-true, 4 samples × 1 a process" in out
     assert "average of the weights" in out and "It fits" in out and "for 1,500 steps" in out
+
+
+def test_a_distillation_takes_a_teacher_and_a_target_of_what_trains(said):
+    words = ["--config", "tiny", "--config", "signals/sketch", "--config", "distill", "--data.batch_size", "2"]
+    peaks = {}
+    for name, more in {"all": [], "lora": ["--model.editor.trains", "lora"]}.items():
+        status, out, _ = said(*words, *more)
+        assert status == 0 and "teacher and target of a distillation" in out
+        setting, _ = setting_of(configuration(resolve_recipes([*words, *more])))
+        cost, plain = footprint(setting), footprint(replace(setting, distills=False))
+        assert cost.teacher == 8 * cost.trainable and plain.teacher == 0
+        assert cost.operations > 1.2 * plain.operations
+        peaks[name] = cost.peak
+    assert peaks["lora"] < peaks["all"]
 
 
 def test_the_json_file_has_the_printed_numbers(said, tmp_path):

@@ -1,4 +1,5 @@
 // The canvas: a photo and the drawing on it. Its value is the drawing with the key of its photo.
+import { Drafts } from "./canvas/drafts.js";
 import { connectFiles } from "./canvas/files.js";
 import { connectGestures } from "./canvas/gestures.js";
 import { copy } from "./canvas/history.js";
@@ -52,7 +53,8 @@ export function start({ element, props, server, trigger, upload, watch }) {
   }
 
   connectToolbar(state, show);
-  connectGestures(state, show);
+  state.drafts = new Drafts(state, show, () => props.live);
+  connectGestures(state, show, () => trigger("move"));
   connectFiles(state, upload, (path) => trigger("drop", { path }));
   onOtherTab(() => { // both tabs show the last drawing of a photo
     const other = state.photo && load(state.photo.key);

@@ -127,6 +127,8 @@ def load_backbone(
 def saved_settings(model: str) -> dict[str, Any] | None:
     """Return the settings of a saved editor, named as in `FramePainter.settings`, and its "size".
 
+    "distilled_steps" is None for an editor that was not distilled.
+
     None if `model` is no editor.
 
     Raises:
@@ -148,7 +150,7 @@ def saved_settings(model: str) -> dict[str, Any] | None:
         return (
             unet_settings
             | {name: index[name] for name in ("control_frames", "control_factor")}
-            | {"size": [height, width]}
+            | {"size": [height, width], "distilled_steps": index.get("distilled_steps")}
         )
 
 

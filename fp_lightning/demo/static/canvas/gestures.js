@@ -7,7 +7,8 @@ import { sketch } from "./tools/sketch.js";
 const TOOLS = { sketch, drag, cut, region };
 const REACH = { mouse: 12, touch: 24 }; // page pixels from a handle that still count as on it
 
-export function connectGestures(state, show) {
+// `finished` runs when something has been moved that drafts followed.
+export function connectGestures(state, show, finished) {
   const { canvas } = state;
   let waiting = false;
 
@@ -34,15 +35,18 @@ export function connectGestures(state, show) {
   function pull(event) {
     if (!belongs(event)) return;
     state.gesture.tool.pull(state, state.gesture, state.position(event), event);
+    state.drafts.moved();
     showNextFrame();
   }
 
   function release(event) {
     if (!belongs(event)) return;
-    const { gesture } = state;
+    const { gesture, history: { past } } = state, followed = state.drafts.follows;
+    state.drafts.stop();
     state.gesture = null;
     gesture.tool.release(state, gesture);
     show();
+    if (followed && state.history.past !== past) finished();
   }
 
   canvas.addEventListener("pointerdown", press);

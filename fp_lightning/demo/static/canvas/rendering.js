@@ -17,6 +17,7 @@ export function render(state) {
     pen.drawImage(image, 0, 0, photo.width, photo.height);
     pen.restore();
   }
+  if (state.drafts.image) pen.drawImage(state.drafts.image, 0, 0, photo.width, photo.height);
   if (state.find("[data-set=outlines]").checked && state.outlines) {
     pen.globalAlpha = 0.75;
     pen.drawImage(state.outlines, 0, 0, photo.width, photo.height);
