@@ -22,7 +22,7 @@ from fp_lightning.model.svd.prior import svd_prior
 from fp_lightning.model.svd.specialise import generalise, specialise
 from fp_lightning.model.svd.unet import FramePainterUNet
 
-WAYS = ("plain modules", "eager", "channels-last", "compiled blocks", "compiled, CUDA graphs")
+WAYS = ("plain modules", "eager", "channels-last", "compiled blocks", "compiled, CUDA graphs")  # of the U-Net
 
 
 @dataclass
@@ -48,7 +48,9 @@ class Editing:
         """Return the editor in a type."""
         if self._editor is None:
             self._editor = self.build()
-        return self._editor.to(self.device, dtype).eval()
+        if svd_prior(self._editor.prior).unet.dtype != dtype:
+            self._editor.to(dtype)
+        return self._editor.to(self.device).eval()
 
     def release(self) -> None:
         """Forget the editor, so that its memory is free."""
