@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from functools import wraps
 from typing import Any
 
+import gradio as gr
+
 from fp_lightning.demo.editing import error_message
 from fp_lightning.demo.page import Page
 from fp_lightning.demo.view import Updates, View
@@ -38,6 +40,8 @@ def connect_events(page: Page) -> None:
         on(ui.continue_edit.click, page.continue_edit, [ui.token], everything)
         on(ui.restore.click, page.restore_drawing, [ui.token], everything)
         on(ui.new_seed.click, page.new_seed, [], [ui.seed, ui.status])
+        for name, button in ui.presets.items():
+            on(button.click, page.preset, [gr.State(name)], [ui.steps, ui.guidance, ui.solver, ui.status])
         on(ui.find_matches.click, page.find_matches, [ui.token], [ui.matches, ui.status])
 
 

@@ -11,6 +11,7 @@ from fp_lightning.demo.controls import MOST_CANDIDATES, Controls
 from fp_lightning.demo.editing import MOST_STEPS
 from fp_lightning.demo.examples import examples
 from fp_lightning.demo.pictures import thumbnail
+from fp_lightning.inference.sampler import PRESETS
 from fp_lightning.inference.solvers import SolverName
 
 
@@ -80,6 +81,11 @@ class Layout:
         with gr.Row():
             self.seed = gr.Number(default.seed, precision=0, label="Seed", min_width=120)
             self.new_seed = gr.Button("New seed", size="sm", elem_id="new-seed", min_width=90)
+        with gr.Row():
+            self.presets = {
+                name: gr.Button(f"Preset: {name}", size="sm", elem_id=f"preset-{name}", min_width=90)
+                for name in PRESETS
+            }
         self.steps = gr.Slider(1, most_steps, default.steps, step=1, label="Steps")
         self.control = gr.Slider(0, 2, default.control, step=0.05, label="Control scale")
         self.guidance = gr.Slider(1, 10, default.guidance, step=0.1, label="Guidance scale")

@@ -24,6 +24,7 @@ from fp_lightning.demo.session import Node, Session, Sessions
 from fp_lightning.demo.uploads import Uploads
 from fp_lightning.demo.view import Updates, View
 from fp_lightning.errors import InputError
+from fp_lightning.inference.sampler import PRESETS, PresetName
 from fp_lightning.media.edits import Edit, read_edit
 from fp_lightning.media.images import drags
 
@@ -194,6 +195,15 @@ class Page:
     def new_seed(self) -> Updates:
         """Draw a random seed."""
         return {self.ui.seed: secrets.randbelow(2**31)}
+
+    def preset(self, name: PresetName) -> Updates:
+        """Set steps, guidance and solver."""
+        chosen = PRESETS[name]
+        return {
+            self.ui.steps: chosen.num_inference_steps,
+            self.ui.guidance: chosen.guidance_scale,
+            self.ui.solver: chosen.solver,
+        }
 
     async def edit(self, token: Any, drawing: Any, *values: Any) -> AsyncIterator[Updates]:
         """Queue the edit, show its progress, and end with the candidates in the history.

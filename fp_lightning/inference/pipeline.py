@@ -19,7 +19,7 @@ from fp_lightning.errors import InputError
 from fp_lightning.inference.arguments import Layers, list_generators, list_images, list_signals, per_image
 from fp_lightning.inference.blend import edit_mask, paste_back, region_weight
 from fp_lightning.inference.pipeline_files import SavedPipeline
-from fp_lightning.inference.sampler import default_sampling, noise_levels, sample_latents
+from fp_lightning.inference.sampler import PresetName, default_sampling, noise_levels, sample_latents
 from fp_lightning.inference.solvers import SolverName
 from fp_lightning.media.images import coarse_image, drags, region_mask, squeeze, strokes, unsqueeze
 from fp_lightning.model import edm
@@ -151,6 +151,7 @@ class FramePainterPipeline(SavedPipeline):
         coarse: Image.Image | list[Image.Image | None] | None = None,
         points: Any = None,
         *,
+        preset: PresetName | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         control_scale: float = 1.0,
@@ -179,8 +180,9 @@ class FramePainterPipeline(SavedPipeline):
                 combined.
             coarse: the image with parts moved roughly to their target positions, see `coarse_image`.
             points: drags, rows of (x_src, y_src, x_tgt, y_tgt) in pixels of the image, see `drags`.
-            num_inference_steps, guidance_scale, control_scale, solver, guidance_interval, reuse: see `Sampling`. None
-                of the steps, the guidance and the solver: those of `default_sampling`.
+            preset: "paper" or "fast", see `PRESETS`. None: what suits the editor, see `default_sampling`.
+            num_inference_steps, guidance_scale, control_scale, solver, guidance_interval, reuse: see `Sampling`. Steps,
+                guidance and solver are those of the preset if they are None.
             height, width: size in pixels at which the network works. The default is the pipeline's `size`.
             generator: a generator, or a list of one per image; on the CPU. None draws new noise at every call.
             keep_unedited: paste the photo back where the edit did not change it, with a soft border. Pixels there
@@ -218,7 +220,7 @@ class FramePainterPipeline(SavedPipeline):
             "solver": solver,
         }
         settings = replace(
-            default_sampling(editor.distilled_steps),
+            default_sampling(editor.distilled_steps, preset),
             **{name: value for name, value in chosen.items() if value is not None},
             control_scale=control_scale,
             guidance_interval=guidance_interval,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -59,9 +59,24 @@ class Sampling:
             raise InputError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
 
 
-def default_sampling(distilled_steps: int | None) -> Sampling:
-    """Return the settings that suit an editor: those of the paper, or those it was distilled for."""
-    return Sampling() if distilled_steps is None else Sampling(distilled_steps, 1.0, solver="consistency")
+PresetName = Literal["paper", "fast"]
+PRESETS: dict[PresetName, Sampling] = {  # "fast": half the calls for about the same edit, docs/solvers.md
+    "paper": Sampling(),
+    "fast": Sampling(12, solver="dpmpp_2m"),
+}
+
+
+def default_sampling(distilled_steps: int | None, preset: PresetName | None = None) -> Sampling:
+    """Return the settings of a preset; without one those that suit an editor, the paper's or those of its distillation.
+
+    Raises:
+        InputError: there is no such preset.
+    """
+    if preset is not None:
+        if preset not in PRESETS:
+            raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        return PRESETS[preset]
+    return PRESETS["paper"] if distilled_steps is None else Sampling(distilled_steps, 1.0, solver="consistency")
 
 
 def check_sampling(settings: Sampling, distilled_steps: int | None) -> None:

@@ -228,6 +228,8 @@ RECIPE_RUNS = {
     "svd": ["--config", "svd", "--config", "signals/sketch", *SMALL, *ONE_CPU],
     "official": ["--config", "svd", "--config", "official", "--config", "signals/sketch", *SMALL, *ONE_CPU],
     "cached": ["--config", "tiny", "--config", "cached", *SMALL],
+    "fast": [*TINY, "--config", "fast", *SMALL],
+    "paper": [*TINY, "--config", "paper", *SMALL],
     "tiny_vae": ["--config", "tiny_vae", *CLIPS, *ONE_CPU],
     "tiny_svd": ["--config", "tiny_svd", *CLIPS, *GENERATED, *ONE_CPU],
     "tiny_editor": [*EDITOR, *SMALL, *ONE_CPU],

@@ -8,6 +8,7 @@ from base64 import b64encode
 
 import numpy as np
 from PIL import Image
+from playwright.sync_api import expect
 
 from demo.user import DESKTOP, User, near, new_context
 from fp_lightning.cli.main import main as cli
@@ -85,6 +86,15 @@ def test_undo_redo_and_reload(desktop):
     assert user.page.locator("#tree button").count() == len(nodes)
     assert user.page.locator("#compare img").count() == 2
     assert user.page.get_by_label("number input for Steps").input_value() == "4", "the settings of the last edit"
+
+
+def test_a_preset_sets_steps_guidance_and_solver(desktop):
+    user = desktop
+    for name, values in (("fast", ["12", "3", "dpmpp_2m"]), ("paper", ["25", "3", "euler"])):
+        user.page.click(f"#preset-{name}")
+        fields = [user.page.get_by_label(f"number input for {label}") for label in ("Steps", "Guidance scale")]
+        for field, value in zip([*fields, user.page.get_by_label("Solver")], values, strict=True):
+            expect(field).to_have_value(value)
 
 
 def test_predict_reproduces_the_saved_edit_to_the_same_pixels(desktop, tmp_path, monkeypatch):

@@ -1,13 +1,15 @@
 """Sampling: guidance, batching, settings, and no unused computation."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_batch, make_editor
+from omegaconf import OmegaConf
 
 from fp_lightning.errors import InputError
-from fp_lightning.inference.sampler import Sampling, guidance_weights, guided, sample
+from fp_lightning.inference.sampler import PRESETS, Sampling, default_sampling, guidance_weights, guided, sample
 from fp_lightning.inference.solvers import SOLVERS
 from fp_lightning.model import edm
 from fp_lightning.model.svd.unet import DeepFeatures
@@ -21,6 +23,17 @@ def generators(*seeds: int) -> list[torch.Generator]:
 def test_guidance_decays_with_the_inverse_square():
     assert guidance_weights(3.0, [9, 5, 2, 1]) == [3.0, 2.125, 1.5, 1.125]
     assert guidance_weights(3.0, [9, 5, 2, 1], (2, 5)) == [1.0, 2.125, 1.5, 1.0]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_recipe_has_the_settings_of_its_preset(preset):
+    recipe = OmegaConf.load(Path(__file__).parents[2] / "recipes" / f"{preset}.yaml")
+    assert Sampling(**recipe.model.init_args.sampling) == PRESETS[preset] == default_sampling(None, preset)
+
+
+def test_an_unknown_preset_is_an_input_error():
+    with pytest.raises(InputError, match="preset must be one of paper, fast, got 'best'"):
+        default_sampling(None, "best")
 
 
 def condition_of(editor, batch):
