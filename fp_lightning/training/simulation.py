@@ -153,13 +153,17 @@ def _simulate(setting: Setting, on_cpu: bool, versions: tuple[tuple[int, int], .
                 if weight.requires_grad:
                     weight.grad = torch.empty_like(weight)
                     step.live.add(weight.grad)
+        before = step.live.now
         if isinstance(module, DistillationModule):
             module.keep_teacher()
+            for copied in (*module.teacher.values(), *module.average.values()):
+                step.live.add(copied)
+        copies = step.live.now - before
         with step.counted():
             with autocast:
                 loss = module.losses(batch, seeded_generators(batch.name, 0))["total"]
             loss.backward()
-    return Simulation(trained, weights, step.live.most, step.operations)
+    return Simulation(trained, weights, step.live.most - copies, step.operations)
 
 
 def _versions(model: str) -> tuple[tuple[int, int], ...]:
