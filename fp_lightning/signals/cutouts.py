@@ -86,13 +86,14 @@ def inpainted(image: NDArray[np.uint8], holes: NDArray[np.bool_], grow: float) -
     widened = cv2.dilate(holes.astype(np.uint8), np.ones((side, side), np.uint8))
     if width <= FILL_WIDTH:
         return np.asarray(cv2.inpaint(image, widened, FILL_RADIUS, cv2.INPAINT_NS), np.uint8)
-    known = (1 - widened)[..., None].astype(np.float32)
+    known = np.zeros((height, width, 4), np.float32)  # colours, and where they are known
+    cv2.copyTo(cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2RGBA), 1 - widened, known)
     size = (FILL_WIDTH, max(1, round(height * FILL_WIDTH / width)))
-    small = cv2.resize(np.concatenate([image * known, known], -1), size, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(known, size, interpolation=cv2.INTER_AREA)
     colour, share = small[..., :3], small[..., 3:]
     means = np.divide(colour, share, out=np.zeros_like(colour), where=share > 0).round().astype(np.uint8)
     filled = cv2.inpaint(means, (share[..., 0] == 0).astype(np.uint8), FILL_RADIUS, cv2.INPAINT_NS)
-    return np.where(widened[..., None] > 0, cv2.resize(filled, (width, height)), image)
+    return np.asarray(cv2.copyTo(cv2.resize(filled, (width, height)), widened, image.copy()), np.uint8)
 
 
 def window_side(reach: float) -> int:
