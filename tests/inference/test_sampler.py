@@ -157,7 +157,7 @@ def test_every_solver_draws_an_edit(solver):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"solver": "rk4"}, "solver must be one of euler, heun, dpmpp_2m, got 'rk4'"),
+        ({"solver": "rk4"}, "solver must be one of euler, heun, dpmpp_2m, consistency, got 'rk4'"),
         ({"reuse": 0}, "reuse must be at least 1, got 0"),
         ({"guidance_interval": (5.0, 1.0)}, "guidance_interval must be two noise levels"),
     ],
