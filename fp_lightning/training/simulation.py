@@ -28,6 +28,7 @@ from fp_lightning.model.svd.prior import SVDPrior, svd_prior
 from fp_lightning.model.svd.shapes import svd_parts, svd_unet
 from fp_lightning.model.trainable import Trains, choose_trainable, store_frozen
 from fp_lightning.training.counting import LiveBytes, operations
+from fp_lightning.training.sharding import blocks
 from fp_lightning.types import TRACK_STRIDE, EditBatch
 from fp_lightning.weights.folders import empty_networks
 
@@ -48,8 +49,8 @@ class Setting:
         ema: an average of the trainable weights is kept beside them.
         accumulate: micro-batches in one step.
         optimizer: see `OptimisedModule`.
-        strategy: "auto" on one process, "ddp", "ddp_views" where gradients are views of DDP's buckets, or
-            "deepspeed_stage_2", also with "_offload".
+        strategy: "auto" on one process, "ddp", "ddp_views" where gradients are views of DDP's buckets, "fsdp" (see
+            `ShardedStrategy`), or "deepspeed_stage_2", also with "_offload".
         processes: number of processes on all machines.
 
     Raises:
@@ -88,6 +89,7 @@ class Simulation:
     """What forward and backward of one micro-batch take on one process, without the optimiser."""
 
     trained: tuple[Tensor, ...]  # the weights that train, on the meta device
+    blocks: tuple[int, ...]  # bytes of the weights that FSDP gathers together
     weights: int  # bytes of all weights and buffers
     peak: int  # bytes of weights and of everything that the step makes, at their most
     operations: int  # of the products, floating point
@@ -135,6 +137,7 @@ def _simulate(setting: Setting, on_cpu: bool, versions: tuple[tuple[int, int], .
         store_frozen(editor, TYPES[kind])
     autocast = torch.autocast("cpu", TYPES[kind]) if true == "mixed" else nullcontext()
     trained = tuple(p.detach() for p in editor.parameters() if p.requires_grad)
+    together = tuple(sum(p.nbytes for p in weights) for _, weights in blocks(editor))
     with _fake(editor, on_cpu) as step:
         batch = empty_batch(setting)
         if setting.cached:
@@ -152,7 +155,7 @@ def _simulate(setting: Setting, on_cpu: bool, versions: tuple[tuple[int, int], .
             with autocast:
                 loss = editor.losses(batch, seeded_generators(batch.name, 0)).total
             loss.backward()
-    return Simulation(trained, weights, step.live.most, step.operations)
+    return Simulation(trained, together, weights, step.live.most, step.operations)
 
 
 def _versions(model: str) -> tuple[tuple[int, int], ...]:
