@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from fp_lightning.bench.measure import Result, peak_bytes
 from fp_lightning.bench.networks import filled
@@ -56,12 +57,12 @@ def _one(name: str, setting: Setting) -> Result:
         store_frozen(editor, torch.bfloat16)
     trained = [p for p in editor.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, fused=True)
+    mixed = MixedPrecision("bf16-mixed", "cpu")
 
     def step() -> None:
         optimiser.zero_grad()
         for _ in range(setting.accumulate):
-            autocast = torch.autocast("cpu", torch.bfloat16) if setting.precision == "bf16-mixed" else nullcontext()
-            with autocast:
+            with mixed.forward_context() if setting.precision == "bf16-mixed" else nullcontext():
                 loss = editor.losses(batch, seeded_generators(batch.name, 0)).total
             loss.backward()
         optimiser.step()

@@ -33,7 +33,7 @@ def check_sharding(processes: int, optimizer: str, precision: str) -> None:
     """Check that a training can be sharded.
 
     Raises:
-        InputError: it has one process, an optimiser that needs whole matrices or blocks of 256 values, or scaled losses.
+        InputError: one process, an optimiser that needs whole matrices or blocks of values, or scaled losses.
     """
     if processes < 2:
         raise InputError(f"sharding needs 2 or more processes, got {processes}; add --trainer.strategy auto")
@@ -60,6 +60,16 @@ def blocks(editor: FramePainter) -> Iterator[tuple[nn.Module, list[nn.Parameter]
             taken.update(weights)
             if weights or module is network:
                 yield module, weights
+
+
+def gathered_bytes(editor: FramePainter) -> int:
+    """Return the most bytes that a process holds beside its shards during a step.
+
+    These are the weights of the largest block, their gradients, the next block on its way, and what belongs to no
+    block: it stays whole from a network's first block to its last.
+    """
+    sizes = [(isinstance(module, BLOCKS), sum(p.nbytes for p in weights)) for module, weights in blocks(editor)]
+    return 3 * max(size for is_block, size in sizes if is_block) + sum(size for is_block, size in sizes if not is_block)
 
 
 def shard(editor: FramePainter, mesh: DeviceMesh) -> None:

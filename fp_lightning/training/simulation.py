@@ -28,7 +28,7 @@ from fp_lightning.model.svd.prior import SVDPrior, svd_prior
 from fp_lightning.model.svd.shapes import svd_parts, svd_unet
 from fp_lightning.model.trainable import Trains, choose_trainable, store_frozen
 from fp_lightning.training.counting import LiveBytes, operations
-from fp_lightning.training.sharding import blocks
+from fp_lightning.training.sharding import gathered_bytes
 from fp_lightning.types import TRACK_STRIDE, EditBatch
 from fp_lightning.weights.folders import empty_networks
 
@@ -89,7 +89,7 @@ class Simulation:
     """What forward and backward of one micro-batch take on one process, without the optimiser."""
 
     trained: tuple[Tensor, ...]  # the weights that train, on the meta device
-    blocks: tuple[int, ...]  # bytes of the weights that FSDP gathers together
+    gathered: int  # bytes beside the shards if the weights are sharded, see `gathered_bytes`
     weights: int  # bytes of all weights and buffers
     peak: int  # bytes of weights and of everything that the step makes, at their most
     operations: int  # of the products, floating point
@@ -135,9 +135,10 @@ def _simulate(setting: Setting, on_cpu: bool, versions: tuple[tuple[int, int], .
             vae.float()
     if true == "mixed":
         store_frozen(editor, TYPES[kind])
-    autocast = torch.autocast("cpu", TYPES[kind]) if true == "mixed" else nullcontext()
+    # Lightning keeps no cast weights until the end of the forward pass
+    autocast = torch.autocast("cpu", TYPES[kind], cache_enabled=False) if true == "mixed" else nullcontext()
     trained = tuple(p.detach() for p in editor.parameters() if p.requires_grad)
-    together = tuple(sum(p.nbytes for p in weights) for _, weights in blocks(editor))
+    gathered = gathered_bytes(editor)
     with _fake(editor, on_cpu) as step:
         batch = empty_batch(setting)
         if setting.cached:
@@ -155,7 +156,7 @@ def _simulate(setting: Setting, on_cpu: bool, versions: tuple[tuple[int, int], .
             with autocast:
                 loss = editor.losses(batch, seeded_generators(batch.name, 0)).total
             loss.backward()
-    return Simulation(trained, together, weights, step.live.most, step.operations)
+    return Simulation(trained, gathered, weights, step.live.most, step.operations)
 
 
 def _versions(model: str) -> tuple[tuple[int, int], ...]:
