@@ -46,7 +46,7 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
             `check_sharding`.
     """
     _check_strategy(setting)
-    sharded = setting.strategy == "fsdp"
+    sharded = setting.strategy == "sharded"
     # shards of gradients, and DDP's buckets, are there before the backward pass as after an earlier micro-batch
     early = sharded or setting.strategy == "ddp_views"
     step = simulate(replace(setting, accumulate=2) if early else setting, on_cpu)
@@ -81,7 +81,7 @@ def _moments(weight: Tensor, optimizer: str) -> int:
 
 def _check_strategy(setting: Setting) -> None:
     strategy, count = setting.strategy, setting.processes
-    if strategy == "fsdp":
+    if strategy == "sharded":
         check_sharding(count, setting.optimizer, setting.precision)
         return
     several = strategy in ("ddp", "ddp_views") or strategy.startswith("deepspeed_stage_2")
@@ -94,7 +94,7 @@ def _check_strategy(setting: Setting) -> None:
 def _shared(whole: Footprint, setting: Setting) -> Footprint:
     """Return the share of one process under the strategy."""
     strategy, count = setting.strategy, setting.processes
-    if strategy == "fsdp":
+    if strategy == "sharded":
         names = "trained", "gradients", "optimiser", "average"
         return replace(whole, **{name: -(-getattr(whole, name) // count) for name in names})
     if strategy == "ddp" and count > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -79,7 +80,10 @@ class ShardedStrategy(ModelParallelStrategy):
         Strategy.save_checkpoint(self, apply_to_collection(checkpoint, DTensor, whole), filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        """Map a checkpoint file into memory, whose pages the processes of a machine share."""
+        if "://" in str(checkpoint_path):
+            return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        return torch.load(checkpoint_path, map_location="cpu", weights_only=weights_only, mmap=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Load this process's shards of the weights."""

@@ -146,7 +146,7 @@ def cheaper(setting: Setting, least: int, memory: float) -> Iterator[tuple[str, 
         memory: of the GPU, GiB.
     """
     whole = setting.batch_size * setting.accumulate
-    sharded = setting.strategy == "fsdp"
+    sharded = setting.strategy == "sharded"
     changes: list[tuple[str, dict[str, Any]]] = [
         ("--model.editor.gradient_checkpointing true", {"gradient_checkpointing": True}),
         ("--config cached", {"cached": True, "augmentation_draws": setting.augmentation_draws or 4}),
@@ -208,7 +208,7 @@ def _strategy(given: Any, processes: int) -> str:
     """Return the name of `trainer.strategy`, also if it is a class with options."""
     name = str(getattr(given, "class_path", given)).rpartition(".")[2]
     if name == "ShardedStrategy":
-        return "fsdp"
+        return "sharded"
     if processes == 1:
         return "auto"
     if name != "DDPStrategy":

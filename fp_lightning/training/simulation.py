@@ -49,7 +49,7 @@ class Setting:
         ema: an average of the trainable weights is kept beside them.
         accumulate: micro-batches in one step.
         optimizer: see `OptimisedModule`.
-        strategy: "auto" on one process, "ddp", "ddp_views" where gradients are views of DDP's buckets, "fsdp" (see
+        strategy: "auto" on one process, "ddp", "ddp_views" where gradients are views of DDP's buckets, "sharded" (see
             `ShardedStrategy`), or "deepspeed_stage_2", also with "_offload".
         processes: number of processes on all machines.
 

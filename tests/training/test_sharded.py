@@ -112,7 +112,7 @@ def test_what_does_not_shard_is_one_line(processes, optimizer, precision, messag
     with pytest.raises(InputError, match=message):
         check_sharding(processes, optimizer, precision)
     with pytest.raises(InputError, match=message):
-        footprint(replace(TINY, strategy="fsdp", processes=processes, optimizer=optimizer, precision=precision))
+        footprint(replace(TINY, strategy="sharded", processes=processes, optimizer=optimizer, precision=precision))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def measure(folder: Path) -> None:
     dist.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
     (folder / "model").mkdir()
     model = _middle(folder / "model")
-    setting = replace(TINY, model=model, batch_size=1, gradient_checkpointing=True, strategy="fsdp", processes=8)
+    setting = replace(TINY, model=model, batch_size=1, gradient_checkpointing=True, strategy="sharded", processes=8)
     planned = footprint(setting, on_cpu=True)
     editor = filled(editor_of(setting), device="cpu").train()
     batch = empty_batch(setting).map(torch.zeros_like)
