@@ -51,7 +51,8 @@ def blocks(editor: FramePainter) -> Iterator[tuple[nn.Module, list[nn.Parameter]
 
     The last part of a network is the network itself, with what its blocks do not hold.
     """
-    networks = [part for part in (*editor.prior.children(), editor.control_encoder) if part not in editor.prior.frozen]
+    parts: list[nn.Module] = [*editor.prior.children(), editor.control_encoder]
+    networks = [part for part in parts if part not in editor.prior.frozen]
     taken: set[nn.Parameter] = set()
     for network in networks:
         inner = [module for module in network.modules() if isinstance(module, BLOCKS)]
@@ -69,7 +70,8 @@ def gathered_bytes(editor: FramePainter) -> int:
     block: it stays whole from a network's first block to its last.
     """
     sizes = [(isinstance(module, BLOCKS), sum(p.nbytes for p in weights)) for module, weights in blocks(editor)]
-    return 3 * max(size for is_block, size in sizes if is_block) + sum(size for is_block, size in sizes if not is_block)
+    largest = max((size for is_block, size in sizes if is_block), default=0)
+    return 3 * largest + sum(size for is_block, size in sizes if not is_block)
 
 
 def shard(editor: FramePainter, mesh: DeviceMesh) -> None:

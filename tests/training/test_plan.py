@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,9 +127,13 @@ def test_gradients_kept_from_step_to_step_are_beside_the_most_activations():
     assert alone.gradients // 10 < sharded.gathered < alone.gradients
 
 
-def test_shards_do_not_take_moments_in_8_bits_as_a_remedy():
-    setting = replace(TINY, strategy="sharded", processes=8)
-    assert not any("8bit" in words for words, _ in cheaper(setting, footprint(setting).peak, 0))
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+def test_moments_in_8_bits_are_a_remedy_except_for_shards(strategy, monkeypatch):
+    peaks = iter(range(90, 0, -10))
+    monkeypatch.setattr("fp_lightning.training.plan.footprint", lambda setting: SimpleNamespace(peak=next(peaks) * GIB))
+    said = [words for words, _ in cheaper(replace(TINY, strategy=strategy, processes=8), 100 * GIB, 0)]
+    assert ("--model.optimizer adamw_8bit" in said) == (strategy == "ddp")
+    assert "--model.editor.trains lora" in said
 
 
 @pytest.mark.parametrize("cached", [False, True])
