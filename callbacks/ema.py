@@ -8,6 +8,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from fp_lightning.training.sharding import placed_like, release
+
 
 class TrainableEMA(L.Callback):
     """Average the trainable weights, and use the average in validation, test and prediction.
@@ -31,14 +33,15 @@ class TrainableEMA(L.Callback):
 
     @staticmethod
     def _trainable(module: L.LightningModule) -> dict[str, Tensor]:
-        """Return the trainable weights by name, without copying them."""
+        """Return the trainable weights by name, without copying them; of a sharded network, the shards."""
+        release(module)
         return {name: p.data for name, p in module.named_parameters() if p.requires_grad}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         weights = self._trainable(pl_module)
         if not self.average:
             self.average = {name: weight.detach().float().clone() for name, weight in weights.items()}
-        self.average = {name: self.average[name].to(weight.device) for name, weight in weights.items()}
+        self.average = {name: placed_like(self.average[name], weight) for name, weight in weights.items()}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_) -> None:

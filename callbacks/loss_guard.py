@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fp_lightning.errors import InputError
+from fp_lightning.training.sharding import local
 
 
 class LossGuard(L.Callback):
@@ -71,7 +72,8 @@ class LossGuard(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         loss = torch.stack(self._losses).sum()  # Lightning has divided each by the number of micro-batches
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [local(p.grad) for p in weights if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).float().sum()  # finite if all gradients are
         overflow = ~torch.isfinite(norm) & (_scale(trainer, loss) <= 1)
         bad = overflow | ~torch.isfinite(loss) | (loss > self._limit)

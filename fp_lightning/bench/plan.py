@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from fp_lightning.bench.measure import Result, peak_bytes
 from fp_lightning.bench.networks import filled
@@ -91,7 +93,7 @@ def training_step(setting: Setting, device: str) -> tuple[Callable[[], None], in
     def step() -> None:
         optimiser.zero_grad()
         for _ in range(setting.accumulate):
-            with torch.autocast(device, torch.bfloat16, enabled=mixed):
+            with MixedPrecision("bf16-mixed", device).forward_context() if mixed else nullcontext():
                 loss = module.losses(batch, seeded_generators(batch.name, 0))["total"]
             loss.backward()
         optimiser.step()

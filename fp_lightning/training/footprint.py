@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fp_lightning.errors import InputError
 from fp_lightning.training.muon import is_matrix
+from fp_lightning.training.sharding import check_sharding
 from fp_lightning.training.simulation import Setting, simulate
 
 
@@ -22,6 +23,7 @@ class Footprint:
     average: int  # of the weights (EMA)
     teacher: int  # of a distillation: copies of the weights that train, as the teacher and as the target's average
     buckets: int  # in which DDP sends gradients
+    gathered: int  # weights that FSDP has whole at the same time, and their gradients
     step: int  # activations, what autocast casts, and intermediate results, at the moment of the peak
     operations: int  # of the products of one step, floating point
     trainable: int  # number of weights that train
@@ -29,8 +31,8 @@ class Footprint:
     @property
     def peak(self) -> int:
         """Peak bytes of tensors during training, without validation."""
-        weights = self.frozen + self.trained + self.gradients + self.optimiser + self.average + self.teacher
-        return weights + self.buckets + self.step
+        states = self.trained, self.gradients, self.optimiser, self.average, self.teacher
+        return sum((self.frozen, *states, self.buckets, self.gathered, self.step))
 
 
 def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
@@ -41,10 +43,14 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
         on_cpu: use the shortcuts that only run on a CPU.
 
     Raises:
-        InputError: an unknown model, precision or strategy, or a size that does not fit the network.
+        InputError: an unknown model, precision or strategy, a size that does not fit the network, or as
+            `check_sharding`.
     """
     _check_strategy(setting)
-    step = simulate(setting, on_cpu)
+    sharded = setting.strategy == "sharded"
+    # shards of gradients, and DDP's buckets, are there before the backward pass as after an earlier micro-batch
+    early = sharded or setting.strategy == "ddp_views"
+    step = simulate(replace(setting, accumulate=2) if early else setting, on_cpu)
     ours, all_ours = sum(p.nbytes for p in step.trained), sum(p.numel() for p in step.trained)
     whole = Footprint(
         frozen=step.weights - ours,
@@ -54,6 +60,7 @@ def footprint(setting: Setting, on_cpu: bool = False) -> Footprint:
         average=4 * all_ours if setting.ema else 0,
         teacher=2 * 4 * all_ours if setting.distills else 0,
         buckets=0,
+        gathered=step.gathered if sharded else 0,
         step=step.peak - step.weights - ours,
         operations=step.operations * setting.accumulate,
         trainable=all_ours,
@@ -76,14 +83,22 @@ def _moments(weight: Tensor, optimizer: str) -> int:
 
 def _check_strategy(setting: Setting) -> None:
     strategy, count = setting.strategy, setting.processes
+    if strategy == "sharded":
+        check_sharding(count, setting.optimizer, setting.precision)
+        return
     several = strategy in ("ddp", "ddp_views") or strategy.startswith("deepspeed_stage_2")
     if not several and (strategy, count) != ("auto", 1):
-        raise InputError(f"plan knows auto, DDP and deepspeed_stage_2, got {strategy} on {count} processes")
+        raise InputError(
+            f"plan knows auto, DDP, ShardedStrategy and deepspeed_stage_2, got {strategy} on {count} processes"
+        )
 
 
 def _shared(whole: Footprint, setting: Setting) -> Footprint:
     """Return the share of one process under the strategy."""
     strategy, count = setting.strategy, setting.processes
+    if strategy == "sharded":
+        names = "trained", "gradients", "optimiser", "average"
+        return replace(whole, **{name: -(-getattr(whole, name) // count) for name in names})
     if strategy == "ddp" and count > 1:
         return replace(whole, buckets=whole.gradients)
     if strategy.startswith("deepspeed_stage_2"):

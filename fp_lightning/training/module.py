@@ -25,6 +25,7 @@ from fp_lightning.model.fingerprint import fingerprint
 from fp_lightning.model.svd.load import saved_settings
 from fp_lightning.model.trainable import AUTOCAST, describe, store_frozen
 from fp_lightning.pairs.latents import LatentStore
+from fp_lightning.training.fsdp import ShardedStrategy
 from fp_lightning.training.optimiser import OptimisedModule, OptimizerName, Schedule
 from fp_lightning.types import EditBatch, to_unit_range
 
@@ -77,6 +78,11 @@ class FramePainterModule(OptimisedModule):
         if size is None and self.editor.trained and self.editor.model:
             size = (saved_settings(self.editor.model) or {}).get("size")
         return None if size is None else (size[0], size[1])
+
+    def configure_model(self) -> None:
+        """Shard the editor for `fit` if the trainer's strategy does."""
+        if isinstance(self.trainer.strategy, ShardedStrategy) and self.trainer.state.fn == "fit":
+            self.trainer.strategy.shard(self.editor)
 
     def on_fit_start(self) -> None:
         """Report what trains, cache latents if the data requests it, and store frozen weights in the autocast type."""

@@ -19,6 +19,7 @@ PARTS = {  # of a footprint, as the report calls them
     "average": "average of the weights",
     "teacher": "teacher and target of a distillation",
     "buckets": "buckets of DDP",
+    "gathered": "weights gathered from shards",
     "step": "activations and intermediate results",
 }
 
@@ -146,6 +147,7 @@ def cheaper(setting: Setting, least: int, memory: float) -> Iterator[tuple[str, 
         memory: of the GPU, GiB.
     """
     whole = setting.batch_size * setting.accumulate
+    sharded = setting.strategy == "sharded"
     changes: list[tuple[str, dict[str, Any]]] = [
         ("--model.editor.gradient_checkpointing true", {"gradient_checkpointing": True}),
         ("--config cached", {"cached": True, "augmentation_draws": setting.augmentation_draws or 4}),
@@ -153,7 +155,7 @@ def cheaper(setting: Setting, least: int, memory: float) -> Iterator[tuple[str, 
             f"--data.batch_size 1 --trainer.accumulate_grad_batches {whole}",
             {"batch_size": 1, "accumulate": whole},
         ),
-        ("--model.optimizer adamw_8bit", {"optimizer": "adamw_8bit"}),
+        *([] if sharded else [("--model.optimizer adamw_8bit", {"optimizer": "adamw_8bit"})]),
         *(
             (f"--model.editor.trains {trains}", {"trains": trains})
             for trains in ("temporal", "lora", "matching+control")
@@ -198,15 +200,19 @@ def setting_of(config: Any) -> tuple[Setting, int]:
         ema=any(name.endswith("TrainableEMA") for name in names),
         accumulate=trainer.accumulate_grad_batches,
         optimizer=getattr(model, "optimizer", "adamw"),
-        strategy="auto" if processes == 1 else _strategy(trainer.strategy),
+        strategy=_strategy(trainer.strategy, processes),
         processes=processes,
         distills=config.model.class_path.endswith(".DistillationModule"),
     ), trainer.max_steps
 
 
-def _strategy(given: Any) -> str:
+def _strategy(given: Any, processes: int) -> str:
     """Return the name of `trainer.strategy`, also if it is a class with options."""
     name = str(getattr(given, "class_path", given)).rpartition(".")[2]
+    if name == "ShardedStrategy":
+        return "sharded"
+    if processes == 1:
+        return "auto"
     if name != "DDPStrategy":
         return "ddp" if name.startswith("ddp") else name
     options = {**(given.get("init_args") or {}), **(given.get("dict_kwargs") or {})}

@@ -30,6 +30,7 @@ from fp_lightning.model.trainable import Trains, choose_trainable, store_frozen
 from fp_lightning.training.counting import LiveBytes, operations
 from fp_lightning.training.distillation import DistillationModule
 from fp_lightning.training.module import FramePainterModule
+from fp_lightning.training.sharding import gathered_bytes
 from fp_lightning.types import TRACK_STRIDE, EditBatch
 from fp_lightning.weights.folders import empty_networks
 
@@ -50,8 +51,8 @@ class Setting:
         ema: an average of the trainable weights is kept beside them.
         accumulate: micro-batches in one step.
         optimizer: see `OptimisedModule`.
-        strategy: "auto" on one process, "ddp", "ddp_views" where gradients are views of DDP's buckets, or
-            "deepspeed_stage_2", also with "_offload".
+        strategy: "auto" on one process, "ddp", "ddp_views" where gradients are views of DDP's buckets, "sharded" (see
+            `ShardedStrategy`), or "deepspeed_stage_2", also with "_offload".
         processes: number of processes on all machines.
         distills: the step is that of `DistillationModule`.
 
@@ -92,6 +93,7 @@ class Simulation:
     """What forward and backward of one micro-batch take on one process, without the optimiser."""
 
     trained: tuple[Tensor, ...]  # the weights that train, on the meta device
+    gathered: int  # bytes beside the shards if the weights are sharded, see `gathered_bytes`
     weights: int  # bytes of all weights and buffers
     peak: int  # bytes of weights and of everything that the step makes, at their most, without a teacher's
     operations: int  # of the products, floating point
@@ -137,9 +139,11 @@ def _simulate(setting: Setting, on_cpu: bool, versions: tuple[tuple[int, int], .
             vae.float()
     if true == "mixed":
         store_frozen(editor, TYPES[kind])
-    autocast = torch.autocast("cpu", TYPES[kind]) if true == "mixed" else nullcontext()
+    # Lightning keeps no cast weights until the end of the forward pass
+    autocast = torch.autocast("cpu", TYPES[kind], cache_enabled=False) if true == "mixed" else nullcontext()
     trained = tuple(p.detach() for p in editor.parameters() if p.requires_grad)
     module = module_of(setting, editor)
+    gathered = gathered_bytes(editor)
     with _fake(module, on_cpu) as step:
         batch = empty_batch(setting)
         if setting.cached:
@@ -163,7 +167,7 @@ def _simulate(setting: Setting, on_cpu: bool, versions: tuple[tuple[int, int], .
             with autocast:
                 loss = module.losses(batch, seeded_generators(batch.name, 0))["total"]
             loss.backward()
-    return Simulation(trained, weights, step.live.most - copies, step.operations)
+    return Simulation(trained, gathered, weights, step.live.most - copies, step.operations)
 
 
 def _versions(model: str) -> tuple[tuple[int, int], ...]:

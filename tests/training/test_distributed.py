@@ -43,12 +43,12 @@ def run_one(out: Path, *options: str, command: str = "fit") -> None:
     Command(words, errors=out / "errors.log").finish()
 
 
-def run_two(out: Path, *options: str, command: str = "fit") -> None:
+def run_two(out: Path, *options: str, command: str = "fit", devices: list[str] = TWO) -> None:
     """Start both processes as a cluster's launcher does, with their ranks in the environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         cluster = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    words = [command, *RUN, f"--trainer.default_root_dir={out}", *TWO, *options]
+    words = [command, *RUN, f"--trainer.default_root_dir={out}", *devices, *options]
     ranks = [
         Command(words, errors=out / f"errors-{rank}.log", environment=cluster | {"LOCAL_RANK": str(rank)})
         for rank in range(2)
