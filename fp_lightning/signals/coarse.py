@@ -76,7 +76,8 @@ def _metric(pair: VideoPair) -> NDArray[np.float32]:
     u, v = pair.flow_to_target.numpy()
     arrived = cv2.remap(target, x + u, y + v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     red, green, blue = cv2.split(cv2.absdiff(source, arrived))
-    return (red.astype(np.float32) + green + blue) / np.float32(3) * np.float32(-SHARPNESS / 255)
+    total: NDArray[np.float32] = red.astype(np.float32) + green + blue
+    return total / np.float32(3) * np.float32(-SHARPNESS / 255)
 
 
 def _splat(pair: VideoPair, coverage: float, grow: float) -> NDArray[np.uint8]:

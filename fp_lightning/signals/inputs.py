@@ -14,10 +14,10 @@ from fp_lightning.media.edits import SUFFIX, Edit, read_edit
 from fp_lightning.media.images import squeeze
 from fp_lightning.media.reading import image_endings, named_files, read_image, remedy
 from fp_lightning.media.shapes import CLEARLY, squeeze_factor
-from fp_lightning.signals.combine import SIGNALS, SignalName
+from fp_lightning.signals.combine import SIGNALS
 
 logger = logging.getLogger(__name__)
-SIGNAL_FILES: dict[SignalName, tuple[str, ...]] = {  # endings of the files beside NAME.jpg
+SIGNAL_FILES: dict[str, tuple[str, ...]] = {  # endings of the files beside NAME.jpg
     "sketch": tuple(f".sketch{ending}" for ending in image_endings()),
     "coarse": tuple(f".coarse{ending}" for ending in image_endings()),
     "points": (".points.json",),
