@@ -81,8 +81,9 @@ class FramePainterModule(OptimisedModule):
 
     def configure_model(self) -> None:
         """Shard the editor for `fit` if the trainer's strategy does."""
-        if isinstance(self.trainer.strategy, ShardedStrategy) and self.trainer.state.fn == "fit":
-            self.trainer.strategy.shard(self.editor)
+        trainer = self._trainer  # None in `load_from_checkpoint`
+        if trainer is not None and isinstance(trainer.strategy, ShardedStrategy) and trainer.state.fn == "fit":
+            trainer.strategy.shard(self.editor)
 
     def on_fit_start(self) -> None:
         """Report what trains, cache latents if the data requests it, and store frozen weights in the autocast type."""
