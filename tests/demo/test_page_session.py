@@ -94,7 +94,7 @@ def test_a_preset_sets_steps_guidance_and_solver(desktop):
         user.page.click(f"#preset-{name}")
         fields = [user.page.get_by_label(f"number input for {label}") for label in ("Steps", "Guidance scale")]
         for field, value in zip([*fields, user.page.get_by_label("Solver")], values, strict=True):
-            expect(field).to_have_value(value)
+            expect(field).to_have_value(value, timeout=30_000)
 
 
 def test_predict_reproduces_the_saved_edit_to_the_same_pixels(desktop, tmp_path, monkeypatch):
