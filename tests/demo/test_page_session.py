@@ -177,8 +177,9 @@ def test_a_pressed_example_resets_its_drawing_and_undo_returns(desktop):
         user.until(lambda: user.drawing == new)
         user.press("Undo")
         assert user.drawing == mine
+    key = user.key
     user.page.locator("#examples button").nth(1).click()
-    user.wait_for_another_photo(user.key)
+    user.wait_for_another_photo(key)
     assert user.drawing["arrows"] and not user.drawing["strokes"]
     assert user.page.locator("#canvas [data-do=undo]").is_disabled(), "strokes on another photo are not undone here"
 
