@@ -72,6 +72,7 @@ class DragExamples:
         self.annotations, self.layouts = zip(*(found[parts] for parts in self.parts), strict=True)
         self.sources = [layout.photo(path) for path, layout in zip(self.annotations, self.layouts, strict=True)]
         self.names = ["-".join(parts) for parts in self.parts]
+        self._sizes: dict[int, tuple[int, int]] = {}  # of the photos that were read
         if len(set(self.names)) < len(self.names):
             duplicate = next(name for name in self.names if self.names.count(name) > 1)
             raise InputError(f"two examples of {root} have the name {duplicate}; rename one of their folders")
@@ -88,8 +89,10 @@ class DragExamples:
         return [self.names[index], nested, f"{nested}/dragged_image"]
 
     def size(self, index: int) -> tuple[int, int]:
-        image = read_image(self.sources[index])
-        return image.height, image.width
+        if index not in self._sizes:
+            image = read_image(self.sources[index])
+            self._sizes[index] = image.height, image.width
+        return self._sizes[index]
 
     def rows(self, index: int) -> list[Any]:
         """The drags as stored, in pixels of the source; see `fp_lightning.media.images.drags`.
@@ -120,7 +123,7 @@ class DragExamples:
     def __getitem__(self, index: int) -> EditBatch:
         path = self.sources[index]
         image = read_image(path)
-        size = image.height, image.width
+        size = self._sizes[index] = image.height, image.width
         points = drags(self.rows(index), size, size, str(self.annotations[index]))[None]
         truth = path.with_name("gt.png")
         target = squeeze(read_image(truth), size) if truth.is_file() else None
