@@ -6,9 +6,11 @@ import copy
 import functools
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fp_lightning.model.control import ControlEncoder
 from fp_lightning.model.editor import FramePainter, Losses
@@ -133,6 +135,20 @@ def _random_backbone(attention: str, match_queries: str, noisy: bool, tiny: bool
     vae = tiny_vae() if tiny else small_vae()
     backbone = Backbone(unet, control_encoder, vae, tiny_image_encoder(), tiny_scheduler())
     return backbone, torch.get_rng_state()
+
+
+def saving_trainer(folder: Path, steps: int, *callbacks: L.Callback) -> L.Trainer:
+    """Return a quiet trainer without validation that saves `step=N.ckpt` after every step."""
+    return L.Trainer(
+        default_root_dir=folder,
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[*callbacks, ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)],
+    )
 
 
 @pytest.fixture

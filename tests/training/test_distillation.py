@@ -5,8 +5,7 @@ import copy
 import lightning as L
 import pytest
 import torch
-from conftest import make_batch, make_editor
-from lightning.pytorch.callbacks import ModelCheckpoint
+from conftest import make_batch, make_editor, saving_trainer
 
 from datamodules import SceneDataModule
 from fp_lightning.errors import InputError
@@ -32,16 +31,7 @@ def make_module(editor=None, **options) -> DistillationModule:
 
 
 def fit(module: L.LightningModule, folder, steps: int, resume=None) -> L.LightningModule:
-    trainer = L.Trainer(
-        default_root_dir=folder,
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        limit_val_batches=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)],
-    )
+    trainer = saving_trainer(folder, steps)
     data = SceneDataModule(size=(32, 32), batch_size=2, train_samples=4, val_samples=2)
     trainer.fit(module, data, ckpt_path=resume)
     return module

@@ -3,8 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from conftest import make_editor
-from lightning.pytorch.callbacks import ModelCheckpoint
+from conftest import make_editor, saving_trainer
 
 from callbacks import TrainableEMA
 from datamodules import SceneDataModule
@@ -28,16 +27,7 @@ def fit(folder, steps: int, resume=None, module=None, decay: float = 0.5):
     """Fit with a checkpoint at each step, 4 steps per epoch; return module, EMA, and path of the last checkpoint."""
     module = module or make_module()
     ema = TrainableEMA(decay)
-    trainer = L.Trainer(
-        default_root_dir=folder,
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        limit_val_batches=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[ema, ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)],
-    )
+    trainer = saving_trainer(folder, steps, ema)
     trainer.fit(module, data(), ckpt_path=resume)
     return module, ema, folder / f"step={steps}.ckpt"
 
